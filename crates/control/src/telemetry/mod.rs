@@ -1,0 +1,3 @@
+//! What running tasks say about themselves: the log store and the language that searches it.
+
+pub mod filter;
