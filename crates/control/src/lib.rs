@@ -1,1 +1,7 @@
-//! placeholder
+//! Control: the brain. API handlers write intent, the reconciler writes assignments, host sessions
+//! write observations; nobody calls back up (`docs/architecture.md`).
+
+pub mod api;
+pub mod clock;
+pub mod keys;
+pub mod random;
