@@ -1,3 +1,8 @@
-//! The brain of Coracle: the AWS APIs, the reconciler, host sessions and telemetry.
+//! Control: the brain. API handlers write intent, the reconciler writes assignments, host sessions
+//! write observations; nobody calls back up (`docs/architecture.md`).
 
+pub mod api;
+pub mod clock;
+pub mod keys;
+pub mod random;
 pub mod telemetry;
