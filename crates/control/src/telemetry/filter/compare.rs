@@ -89,9 +89,7 @@ pub(super) struct Glob {
 
 impl Default for Glob {
     fn default() -> Self {
-        Self {
-            pieces: vec![String::new()],
-        }
+        Self { pieces: vec![String::new()] }
     }
 }
 
@@ -147,10 +145,7 @@ pub(super) enum Value {
 impl Value {
     pub fn bare(word: &str) -> Self {
         if let Some(number) = Number::parse(word) {
-            return Self::Number {
-                number,
-                text: word.to_owned(),
-            };
+            return Self::Number { number, text: word.to_owned() };
         }
         let mut glob = Glob::default();
         for c in word.chars() {

@@ -13,12 +13,7 @@ pub(super) struct Cursor<'p> {
 
 impl<'p> Cursor<'p> {
     pub fn new(text: &'p str) -> Self {
-        Self {
-            text,
-            at: 0,
-            depth: 0,
-            regexes: 0,
-        }
+        Self { text, at: 0, depth: 0, regexes: 0 }
     }
 
     pub fn rest(&self) -> &'p str {
@@ -56,10 +51,7 @@ impl<'p> Cursor<'p> {
         let Some(head) = self.rest().get(..word.len()) else {
             return false;
         };
-        let ends = self.rest()[word.len()..]
-            .chars()
-            .next()
-            .is_none_or(|c| !c.is_alphanumeric() && c != '_');
+        let ends = self.rest()[word.len()..].chars().next().is_none_or(|c| !c.is_alphanumeric() && c != '_');
         if ends && head.eq_ignore_ascii_case(word) {
             self.at += word.len();
             return true;
@@ -68,11 +60,7 @@ impl<'p> Cursor<'p> {
     }
 
     pub fn expect(&mut self, token: &str) -> Result<(), PatternError> {
-        if self.eat(token) {
-            Ok(())
-        } else {
-            Err(self.unexpected(&format!("'{token}'")))
-        }
+        if self.eat(token) { Ok(()) } else { Err(self.unexpected(&format!("'{token}'"))) }
     }
 
     /// An error that says what was wanted and what stands there.
@@ -90,9 +78,7 @@ impl<'p> Cursor<'p> {
     pub fn enter(&mut self) -> Result<(), PatternError> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
-            return Err(PatternError::new(format!(
-                "parentheses nested deeper than {MAX_DEPTH}"
-            )));
+            return Err(PatternError::new(format!("parentheses nested deeper than {MAX_DEPTH}")));
         }
         Ok(())
     }
@@ -104,10 +90,7 @@ impl<'p> Cursor<'p> {
     /// Takes characters as long as `keep` holds.
     pub fn take_while(&mut self, mut keep: impl FnMut(char) -> bool) -> &'p str {
         let rest = self.rest();
-        let len = rest
-            .char_indices()
-            .find(|(_, c)| !keep(*c))
-            .map_or(rest.len(), |(i, _)| i);
+        let len = rest.char_indices().find(|(_, c)| !keep(*c)).map_or(rest.len(), |(i, _)| i);
         self.at += len;
         &rest[..len]
     }
@@ -139,9 +122,7 @@ impl<'p> Cursor<'p> {
         self.expect("%")?;
         self.regexes += 1;
         if self.regexes > MAX_REGEXES {
-            return Err(PatternError::new(format!(
-                "more than {MAX_REGEXES} regular expressions"
-            )));
+            return Err(PatternError::new(format!("more than {MAX_REGEXES} regular expressions")));
         }
         let source = self.take_while(|c| c != '%');
         self.expect("%")?;
@@ -158,10 +139,7 @@ impl<'p> Cursor<'p> {
             ("<", Operator::Less),
             (">", Operator::Greater),
         ];
-        table
-            .into_iter()
-            .find(|(token, _)| self.eat(token))
-            .map(|(_, operator)| operator)
+        table.into_iter().find(|(token, _)| self.eat(token)).map(|(_, operator)| operator)
     }
 
     /// The right side of a comparison: a quoted string, a regular expression, or a bare word that
@@ -181,9 +159,7 @@ impl<'p> Cursor<'p> {
             }
         };
         if operator.is_order() && !matches!(value, Value::Number { .. }) {
-            return Err(PatternError::new(
-                "numeric operators need a number on their right side",
-            ));
+            return Err(PatternError::new("numeric operators need a number on their right side"));
         }
         Ok(value)
     }

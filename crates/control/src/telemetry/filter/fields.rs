@@ -26,10 +26,7 @@ enum Condition {
 pub(super) fn parse(pattern: &str) -> Result<Fields, PatternError> {
     let mut cursor = Cursor::new(pattern);
     cursor.expect("[")?;
-    let mut fields = Fields {
-        head: Vec::new(),
-        tail: None,
-    };
+    let mut fields = Fields { head: Vec::new(), tail: None };
     loop {
         cursor.skip_space();
         if cursor.eat("...") {
@@ -57,16 +54,10 @@ pub(super) fn parse(pattern: &str) -> Result<Fields, PatternError> {
 fn field(cursor: &mut Cursor<'_>) -> Result<Field, PatternError> {
     let mut name = None;
     let condition = any(cursor, &mut name)?;
-    Ok(Field {
-        name: name.unwrap_or_default(),
-        condition,
-    })
+    Ok(Field { name: name.unwrap_or_default(), condition })
 }
 
-fn any(
-    cursor: &mut Cursor<'_>,
-    name: &mut Option<String>,
-) -> Result<Option<Condition>, PatternError> {
+fn any(cursor: &mut Cursor<'_>, name: &mut Option<String>) -> Result<Option<Condition>, PatternError> {
     let first = all(cursor, name)?;
     cursor.skip_space();
     if !cursor.rest().starts_with("||") {
@@ -82,10 +73,7 @@ fn any(
     }
 }
 
-fn all(
-    cursor: &mut Cursor<'_>,
-    name: &mut Option<String>,
-) -> Result<Option<Condition>, PatternError> {
+fn all(cursor: &mut Cursor<'_>, name: &mut Option<String>) -> Result<Option<Condition>, PatternError> {
     let first = primary(cursor, name)?;
     cursor.skip_space();
     if !cursor.rest().starts_with("&&") {
@@ -101,10 +89,7 @@ fn all(
     }
 }
 
-fn primary(
-    cursor: &mut Cursor<'_>,
-    name: &mut Option<String>,
-) -> Result<Option<Condition>, PatternError> {
+fn primary(cursor: &mut Cursor<'_>, name: &mut Option<String>) -> Result<Option<Condition>, PatternError> {
     cursor.skip_space();
     if cursor.eat("(") {
         cursor.enter()?;
@@ -148,29 +133,20 @@ impl Condition {
 
 impl Field {
     fn holds(&self, text: &str) -> bool {
-        self.condition
-            .as_ref()
-            .is_none_or(|condition| condition.holds(text))
+        self.condition.as_ref().is_none_or(|condition| condition.holds(text))
     }
 }
 
 impl Fields {
     pub fn matches(&self, message: &str) -> bool {
-        self.bind(message)
-            .is_some_and(|bound| bound.iter().all(|(field, text)| field.holds(text)))
+        self.bind(message).is_some_and(|bound| bound.iter().all(|(field, text)| field.holds(text)))
     }
 
     pub fn extract(&self, message: &str) -> Option<Vec<(String, String)>> {
         let bound = self.bind(message)?;
-        bound
-            .iter()
-            .all(|(field, text)| field.holds(text))
-            .then(|| {
-                bound
-                    .iter()
-                    .map(|(field, text)| (format!("${}", field.name), (*text).to_owned()))
-                    .collect()
-            })
+        bound.iter().all(|(field, text)| field.holds(text)).then(|| {
+            bound.iter().map(|(field, text)| (format!("${}", field.name), (*text).to_owned())).collect()
+        })
     }
 
     /// Gives each named field its text, or `None` when the event has too few.
@@ -217,10 +193,7 @@ struct Words<'m> {
 
 impl<'m> Words<'m> {
     fn new(message: &'m str) -> Self {
-        Self {
-            rest: message.trim(),
-            absent: Vec::new(),
-        }
+        Self { rest: message.trim(), absent: Vec::new() }
     }
 
     fn rest(&self) -> &'m str {
@@ -246,10 +219,7 @@ impl<'m> Iterator for Words<'m> {
             }
             self.absent.push(close);
         }
-        let (word, rest) = self
-            .rest
-            .split_once(char::is_whitespace)
-            .unwrap_or((self.rest, ""));
+        let (word, rest) = self.rest.split_once(char::is_whitespace).unwrap_or((self.rest, ""));
         self.rest = rest.trim_start();
         Some(word)
     }

@@ -37,10 +37,7 @@ enum Step {
 
 /// Parses a trimmed pattern that starts with `{` and ends with `}`.
 pub(super) fn parse(pattern: &str) -> Result<Expr, PatternError> {
-    let mut parser = Parser {
-        cursor: Cursor::new(pattern),
-        wildcards: 0,
-    };
+    let mut parser = Parser { cursor: Cursor::new(pattern), wildcards: 0 };
     parser.cursor.expect("{")?;
     let expr = parser.any()?;
     parser.cursor.skip_space();
@@ -103,11 +100,8 @@ impl Parser<'_> {
         }
         if cursor.eat_word("IS") {
             cursor.skip_space();
-            let words = [
-                ("NULL", Test::IsNull),
-                ("TRUE", Test::IsBool(true)),
-                ("FALSE", Test::IsBool(false)),
-            ];
+            let words =
+                [("NULL", Test::IsNull), ("TRUE", Test::IsBool(true)), ("FALSE", Test::IsBool(false))];
             for (word, test) in words {
                 if cursor.eat_word(word) {
                     return Ok(test);
@@ -138,9 +132,7 @@ impl Parser<'_> {
                 } else if self.cursor.eat("*") {
                     steps.push(Step::Every);
                 } else {
-                    let name = self
-                        .cursor
-                        .take_while(|c| c.is_alphanumeric() || matches!(c, '-' | '_'));
+                    let name = self.cursor.take_while(|c| c.is_alphanumeric() || matches!(c, '-' | '_'));
                     if name.is_empty() {
                         return Err(self.cursor.unexpected("a property name"));
                     }
@@ -153,10 +145,7 @@ impl Parser<'_> {
         if steps.is_empty() {
             return Err(self.cursor.unexpected("a property selector such as $.name"));
         }
-        let wildcards = steps
-            .iter()
-            .filter(|step| matches!(step, Step::Every))
-            .count();
+        let wildcards = steps.iter().filter(|step| matches!(step, Step::Every)).count();
         self.wildcards += wildcards;
         if wildcards > 1 || self.wildcards > MAX_WILDCARDS {
             return Err(PatternError::new(format!(
@@ -164,10 +153,7 @@ impl Parser<'_> {
             )));
         }
         let length = before.len() - self.cursor.rest().len();
-        Ok(Selector {
-            source: before[..length].to_owned(),
-            steps,
-        })
+        Ok(Selector { source: before[..length].to_owned(), steps })
     }
 
     /// What stands between brackets, after the opening one.
@@ -181,9 +167,7 @@ impl Parser<'_> {
             Some('"' | '\'') => Step::Key(self.cursor.quoted()?.literal()),
             _ => {
                 let digits = self.cursor.take_while(|c| c.is_ascii_digit());
-                let index = digits
-                    .parse()
-                    .map_err(|_| self.cursor.unexpected("an array index"))?;
+                let index = digits.parse().map_err(|_| self.cursor.unexpected("an array index"))?;
                 Step::Index(index)
             }
         };
@@ -258,17 +242,15 @@ impl Selector {
     }
 
     fn first<'d>(&self, document: &'d Json) -> Option<&'d Json> {
-        self.steps
-            .iter()
-            .try_fold(document, |node, step| match step {
-                Step::Key(key) => node.get(key),
-                Step::Index(index) => node.get(index),
-                Step::Every => match node {
-                    Json::Array(items) => items.first(),
-                    Json::Object(fields) => fields.values().next(),
-                    _ => None,
-                },
-            })
+        self.steps.iter().try_fold(document, |node, step| match step {
+            Step::Key(key) => node.get(key),
+            Step::Index(index) => node.get(index),
+            Step::Every => match node {
+                Json::Array(items) => items.first(),
+                Json::Object(fields) => fields.values().next(),
+                _ => None,
+            },
+        })
     }
 }
 
@@ -280,9 +262,9 @@ fn walk(steps: &[Step], node: &Json, wanted: &dyn Fn(&Json) -> bool) -> bool {
         (Step::Key(key), Json::Object(fields)) => {
             fields.get(key).is_some_and(|next| walk(rest, next, wanted))
         }
-        (Step::Index(index), Json::Array(items)) => items
-            .get(*index)
-            .is_some_and(|next| walk(rest, next, wanted)),
+        (Step::Index(index), Json::Array(items)) => {
+            items.get(*index).is_some_and(|next| walk(rest, next, wanted))
+        }
         (Step::Every, Json::Array(items)) => items.iter().any(|next| walk(rest, next, wanted)),
         (Step::Every, Json::Object(fields)) => fields.values().any(|next| walk(rest, next, wanted)),
         _ => false,

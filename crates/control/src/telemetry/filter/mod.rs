@@ -41,9 +41,7 @@ pub struct PatternError {
 
 impl PatternError {
     fn new(reason: impl Into<String>) -> Self {
-        Self {
-            reason: reason.into(),
-        }
+        Self { reason: reason.into() }
     }
 
     fn term(term: &str) -> Self {
@@ -82,25 +80,19 @@ impl FilterPattern {
     /// What is wrong with the pattern, in the service's words where they are known.
     pub fn parse(pattern: &str) -> Result<Self, PatternError> {
         if pattern.chars().count() > MAX_PATTERN_CHARS {
-            return Err(PatternError::new(format!(
-                "longer than {MAX_PATTERN_CHARS} characters"
-            )));
+            return Err(PatternError::new(format!("longer than {MAX_PATTERN_CHARS} characters")));
         }
         let trimmed = pattern.trim();
         let kind = if trimmed.is_empty() {
             Kind::All
         } else if trimmed.starts_with('{') {
             if !trimmed.ends_with('}') {
-                return Err(PatternError::new(
-                    "If a filter pattern starts with '{' it must end with '}'",
-                ));
+                return Err(PatternError::new("If a filter pattern starts with '{' it must end with '}'"));
             }
             Kind::Json(json::parse(trimmed)?)
         } else if trimmed.starts_with('[') {
             if !trimmed.ends_with(']') {
-                return Err(PatternError::new(
-                    "If a filter pattern starts with '[' it must end with ']'",
-                ));
+                return Err(PatternError::new("If a filter pattern starts with '[' it must end with ']'"));
             }
             Kind::Fields(fields::parse(trimmed)?)
         } else {

@@ -13,12 +13,10 @@ const SIZE_LIMIT: usize = 1 << 20;
 /// A character, escape or repetition outside of the documented subset, or too large an expression.
 pub(super) fn compile(source: &str) -> Result<Regex, PatternError> {
     let invalid = || PatternError::term(source);
-    let translated = Translator {
-        input: source.chars().peekable(),
-        output: String::with_capacity(source.len() * 2),
-    }
-    .run()
-    .ok_or_else(invalid)?;
+    let translated =
+        Translator { input: source.chars().peekable(), output: String::with_capacity(source.len() * 2) }
+            .run()
+            .ok_or_else(invalid)?;
     RegexBuilder::new(&translated)
         .size_limit(SIZE_LIMIT)
         .dfa_size_limit(SIZE_LIMIT)
@@ -76,8 +74,7 @@ impl Translator<'_> {
             'S' => r"[^\t\n\x0B\x0C\r\x20]".to_owned(),
             't' | 'n' | 'r' => format!("\\{c}"),
             'x' => {
-                let value =
-                    self.input.next()?.to_digit(16)? * 16 + self.input.next()?.to_digit(16)?;
+                let value = self.input.next()?.to_digit(16)? * 16 + self.input.next()?.to_digit(16)?;
                 if value > 0x7f {
                     return None;
                 }
@@ -160,15 +157,11 @@ impl Translator<'_> {
 
 /// Alphanumerics and the supported symbols. Space is not in the guide's list but in its examples.
 fn is_plain(c: char) -> bool {
-    c.is_ascii_alphanumeric()
-        || matches!(c, ':' | '_' | '#' | '=' | '@' | '/' | ';' | ',' | '-' | ' ')
+    c.is_ascii_alphanumeric() || matches!(c, ':' | '_' | '#' | '=' | '@' | '/' | ';' | ',' | '-' | ' ')
 }
 
 fn is_operator(c: char) -> bool {
-    matches!(
-        c,
-        '^' | '$' | '?' | '[' | ']' | '{' | '}' | '|' | '*' | '+' | '.'
-    )
+    matches!(c, '^' | '$' | '?' | '[' | ']' | '{' | '}' | '|' | '*' | '+' | '.')
 }
 
 /// Writes an ASCII character so that the crate takes it literally, in or out of a class.

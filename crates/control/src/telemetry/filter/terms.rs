@@ -26,11 +26,7 @@ impl Term {
 
 pub(super) fn parse(pattern: &str) -> Result<Terms, PatternError> {
     let mut cursor = Cursor::new(pattern);
-    let mut terms = Terms {
-        required: Vec::new(),
-        optional: Vec::new(),
-        excluded: Vec::new(),
-    };
+    let mut terms = Terms { required: Vec::new(), optional: Vec::new(), excluded: Vec::new() };
     loop {
         cursor.skip_space();
         let list = match cursor.peek() {

@@ -2,9 +2,7 @@ use super::*;
 use proptest::prelude::*;
 
 fn matches(pattern: &str, message: &str) -> bool {
-    FilterPattern::parse(pattern)
-        .unwrap_or_else(|e| panic!("{pattern}: {e}"))
-        .matches(message)
+    FilterPattern::parse(pattern).unwrap_or_else(|e| panic!("{pattern}: {e}")).matches(message)
 }
 
 /// The messages of `messages` that match.
@@ -34,32 +32,19 @@ fn unstructured_examples_of_the_guide() {
     assert_eq!(select("ERROR ARGUMENTS", &REQUESTS), &REQUESTS[2..]);
     assert_eq!(select("?ERROR ?ARGUMENTS", &REQUESTS), REQUESTS);
     assert_eq!(select("ERROR -ARGUMENTS", &REQUESTS), &REQUESTS[..2]);
-    assert!(matches(
-        "\"INTERNAL SERVER ERROR\"",
-        "[ERROR 500] INTERNAL SERVER ERROR"
-    ));
-    assert!(!matches(
-        "\"INTERNAL SERVER ERROR\"",
-        "SERVER INTERNAL ERROR"
-    ));
+    assert!(matches("\"INTERNAL SERVER ERROR\"", "[ERROR 500] INTERNAL SERVER ERROR"));
+    assert!(!matches("\"INTERNAL SERVER ERROR\"", "SERVER INTERNAL ERROR"));
     assert_eq!(select("\" \"", &REQUESTS), REQUESTS);
     assert_eq!(select("", &REQUESTS), REQUESTS);
     assert_eq!(select("%AUTHORIZED%", &REQUESTS), &REQUESTS[1..2]);
-    let infos = [
-        "[INFO] REQUEST FAILED",
-        "[WARN] UNAUTHORIZED REQUEST",
-        "[ERROR] 400 BAD REQUEST",
-    ];
+    let infos = ["[INFO] REQUEST FAILED", "[WARN] UNAUTHORIZED REQUEST", "[ERROR] 400 BAD REQUEST"];
     assert_eq!(select("?ERROR ?ARGUMENTS REQUEST", &infos), infos);
 }
 
 #[test]
 fn unstructured_terms_are_case_sensitive_and_found_within_words() {
     assert!(!matches("error", "ERROR"));
-    assert!(matches(
-        "ERROR Exception",
-        "[ERROR] Caught IllegalArgumentException"
-    ));
+    assert!(matches("ERROR Exception", "[ERROR] Caught IllegalArgumentException"));
     assert!(matches("-ERROR", "fine"));
     assert!(!matches("-ERROR", "an ERROR"));
     assert!(matches("-\"two words\" fine", "fine two  words"));
@@ -80,11 +65,7 @@ fn regex_examples_of_the_guide() {
         ("%^a{ , 2}$%", "aa", "aaa"),
         ("%^a{2,}$%", "aaa", "a"),
         ("%gray|grey%", "grey", "gry"),
-        (
-            "%^starting|^initializing|^shutting down%",
-            "initializing ...",
-            "skipping initializing ...",
-        ),
+        ("%^starting|^initializing|^shutting down%", "initializing ...", "skipping initializing ..."),
         ("%abcc|ab[^c]$%", "aba", "aac ..."),
         (r"%\[.\]%", "[@]", "[]"),
         (r"%10\.10\.0\.1%", "10.10.0.1", "10010,051"),
@@ -146,10 +127,7 @@ fn json_examples_of_the_guide() {
         assert!(matches(pattern, TRAIL), "{pattern}");
     }
     for (pattern, expected) in [
-        (
-            r#"{ ($.user.id = 1) && ($.users[0].email = "John.Doe@example.com") }"#,
-            true,
-        ),
+        (r#"{ ($.user.id = 1) && ($.users[0].email = "John.Doe@example.com") }"#, true),
         (
             r#"{ $.user.email = "John.Stiles@example.com" || $.coordinates[0][1] = "nonmatch" && $.actions[2] = "nonmatch" }"#,
             true,
@@ -158,10 +136,7 @@ fn json_examples_of_the_guide() {
             r#"{ ($.user.email = "John.Stiles@example.com" || $.coordinates[0][1] = "nonmatch") && $.actions[2] = "nonmatch" }"#,
             false,
         ),
-        (
-            r#"{ ($.user.id = 2 && $.users[0].email = "nonmatch") || $.actions[2] = "GET" }"#,
-            false,
-        ),
+        (r#"{ ($.user.id = 2 && $.users[0].email = "nonmatch") || $.actions[2] = "GET" }"#, false),
     ] {
         assert_eq!(matches(pattern, USERS), expected, "{pattern}");
     }
@@ -198,7 +173,8 @@ fn json_numbers() {
 
 #[test]
 fn json_booleans_quotes_and_shapes() {
-    let message = r#"{"ok":true,"bad":false,"s":"y","star":"a*b","detail-type":"x","a":{"b":[{"c":"deep"}]}}"#;
+    let message =
+        r#"{"ok":true,"bad":false,"s":"y","star":"a*b","detail-type":"x","a":{"b":[{"c":"deep"}]}}"#;
     for (pattern, expected) in [
         ("{ $.ok IS TRUE }", true),
         ("{ $.ok IS FALSE }", false),
@@ -289,10 +265,7 @@ fn space_delimited_examples_of_the_guide() {
     assert_eq!(select("[w1!=ERROR && w1!=WARNING, w2]", &log), &log[..2]);
     assert_eq!(select("[w1=ERROR]", &log), [""; 0]);
     assert_eq!(
-        select(
-            "[logLevel, date, time, method, url=%/service/resource/[0-9]+$%, response_time]",
-            &log
-        ),
+        select("[logLevel, date, time, method, url=%/service/resource/[0-9]+$%, response_time]", &log),
         &log[..1]
     );
     assert_eq!(
@@ -324,11 +297,8 @@ fn space_delimited_refusals() {
 
 #[test]
 fn extracted_values_are_named_like_the_service_names_them() {
-    let extract = |pattern: &str, message: &str| {
-        FilterPattern::parse(pattern)
-            .expect("pattern")
-            .extract(message)
-    };
+    let extract =
+        |pattern: &str, message: &str| FilterPattern::parse(pattern).expect("pattern").extract(message);
     let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
     assert_eq!(
         extract("[ip, user, ..., request, status=4*, bytes]", ACCESS),
@@ -342,14 +312,8 @@ fn extracted_values_are_named_like_the_service_names_them() {
     );
     assert_eq!(extract("[ip, status=5*]", ACCESS), None);
     assert_eq!(
-        extract(
-            "{ $.user.id = 1 && $.users[0].email = * && $.user.id > 0 }",
-            USERS
-        ),
-        Some(vec![
-            pair("$.user.id", "1"),
-            pair("$.users[0].email", "John.Doe@example.com"),
-        ])
+        extract("{ $.user.id = 1 && $.users[0].email = * && $.user.id > 0 }", USERS),
+        Some(vec![pair("$.user.id", "1"), pair("$.users[0].email", "John.Doe@example.com"),])
     );
     assert_eq!(extract("GET", ACCESS), Some(vec![]));
 }
