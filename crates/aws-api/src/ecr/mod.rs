@@ -1,0 +1,7 @@
+//! Amazon ECR.
+
+#[rustfmt::skip]
+mod generated;
+
+pub(crate) use generated::OPERATIONS;
+pub use generated::*;

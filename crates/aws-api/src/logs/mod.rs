@@ -1,0 +1,7 @@
+//! Amazon CloudWatch Logs.
+
+#[rustfmt::skip]
+mod generated;
+
+pub(crate) use generated::OPERATIONS;
+pub use generated::*;
