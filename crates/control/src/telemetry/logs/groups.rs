@@ -248,12 +248,15 @@ impl super::Inner {
             if after.as_deref() == Some(&*key) {
                 continue;
             }
-            let name = std::str::from_utf8(&key[base.len()..]).map_err(|_| LogError::Corrupt("group name"))?;
+            let name =
+                std::str::from_utf8(&key[base.len()..]).map_err(|_| LogError::Corrupt("group name"))?;
             if !query.names.matches(name) {
                 continue;
             }
             let record: GroupRecord = record::decode(&value, "group")?;
-            if query.class.as_ref().is_some_and(|class| *class != record.class) || !tagged(&record, &query.tags) {
+            if query.class.as_ref().is_some_and(|class| *class != record.class)
+                || !tagged(&record, &query.tags)
+            {
                 continue;
             }
             if page.groups.len() == query.limit.max(1) {
@@ -269,7 +272,10 @@ impl super::Inner {
 
 fn tagged(record: &GroupRecord, wanted: &[(String, Vec<String>)]) -> bool {
     wanted.iter().all(|(key, values)| {
-        record.tags.get(key).is_some_and(|value| values.is_empty() || values.iter().any(|v| tag_value(v, value)))
+        record
+            .tags
+            .get(key)
+            .is_some_and(|value| values.is_empty() || values.iter().any(|v| tag_value(v, value)))
     })
 }
 

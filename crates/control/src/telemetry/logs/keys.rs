@@ -49,8 +49,15 @@ impl Position {
 
 /// Groups of a scope whose names begin with `prefix`; with a whole name, the group itself.
 pub(super) fn group(scope: &Scope, prefix: &str) -> Vec<u8> {
-    [GROUPS, scope.account.as_str().as_bytes(), &[0], scope.region.as_str().as_bytes(), &[0], prefix.as_bytes()]
-        .concat()
+    [
+        GROUPS,
+        scope.account.as_str().as_bytes(),
+        &[0],
+        scope.region.as_str().as_bytes(),
+        &[0],
+        prefix.as_bytes(),
+    ]
+    .concat()
 }
 
 /// Streams of a group whose names begin with `prefix`; with a whole name, the stream itself.

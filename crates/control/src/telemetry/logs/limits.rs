@@ -23,9 +23,8 @@ const MAX_AGE_MS: i64 = 14 * DAY_MS;
 const MAX_AHEAD_MS: i64 = 2 * 60 * 60 * 1000;
 
 /// Retention periods, in days (`PutRetentionPolicy` in the API reference).
-pub const RETENTION_DAYS: [u32; 22] = [
-    1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653,
-];
+pub const RETENTION_DAYS: [u32; 22] =
+    [1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653];
 
 /// Which events of a batch are to be stored, and which are refused by their time.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +47,10 @@ pub struct Accepted {
 pub fn check_batch(events: &[Event], retention_days: Option<u32>, now: i64) -> Result<Accepted, LogError> {
     let invalid = |text: String| Err(LogError::InvalidParameter(text));
     if events.len() > MAX_BATCH_EVENTS {
-        return invalid(format!("Upload too large: {} events exceeds limit of {MAX_BATCH_EVENTS}", events.len()));
+        return invalid(format!(
+            "Upload too large: {} events exceeds limit of {MAX_BATCH_EVENTS}",
+            events.len()
+        ));
     }
     for event in events {
         if event.message.is_empty() {
@@ -76,7 +78,8 @@ pub fn check_batch(events: &[Event], retention_days: Option<u32>, now: i64) -> R
         && last.timestamp - first.timestamp > MAX_SPAN_MS
     {
         return invalid(
-            "The batch of log events in a single PutLogEvents request cannot span more than 24 hours.".to_owned(),
+            "The batch of log events in a single PutLogEvents request cannot span more than 24 hours."
+                .to_owned(),
         );
     }
     Ok(Accepted {
@@ -121,7 +124,10 @@ mod tests {
             Accepted { events: 3..6, too_old_end: Some(2), expired_end: Some(3), too_new_start: Some(6) }
         );
         let fine = check_batch(&events(&[0, 0, 1]), None, NOW).expect("accepted");
-        assert_eq!(fine, Accepted { events: 0..3, too_old_end: None, expired_end: None, too_new_start: None });
+        assert_eq!(
+            fine,
+            Accepted { events: 0..3, too_old_end: None, expired_end: None, too_new_start: None }
+        );
         let all_new = check_batch(&events(&[3 * HOUR]), None, NOW).expect("accepted");
         assert_eq!((all_new.events, all_new.too_new_start), (0..0, Some(0)));
     }

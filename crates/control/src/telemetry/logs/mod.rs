@@ -28,7 +28,7 @@ use tokio::sync::Semaphore;
 
 pub use append::{Appended, Cursor, Event};
 pub use error::LogError;
-pub use groups::{GroupQuery, GroupPage, LogGroup, NamePattern, NewGroup};
+pub use groups::{GroupPage, GroupQuery, LogGroup, NamePattern, NewGroup};
 pub use read::{FilterPage, FilterQuery, FilteredEvent, GetPage, GetQuery, StoredEvent};
 pub use streams::{LogStream, StreamOrder, StreamPage, StreamQuery};
 pub use sweep::Swept;
@@ -90,8 +90,7 @@ impl LogStore {
             .worker_threads(1)
             .open()?;
         // Small memtables: they are the store's share of the resident memory.
-        let meta =
-            db.keyspace("meta", || KeyspaceCreateOptions::default().max_memtable_size(4 << 20))?;
+        let meta = db.keyspace("meta", || KeyspaceCreateOptions::default().max_memtable_size(4 << 20))?;
         let events =
             db.keyspace("events", || KeyspaceCreateOptions::default().max_memtable_size(16 << 20))?;
         let (secret, next_id) = Self::prepare(&db, &meta)?;

@@ -220,7 +220,9 @@ impl super::Inner {
     fn streams_by_time(&self, group: u64, query: &StreamQuery) -> Result<StreamPage, LogError> {
         let list = if query.descending { "streams-newest" } else { "streams-oldest" };
         let after = match &query.token {
-            Some(token) => Some(Ranked::from_token(&self.tokens.read_listing(token, list)?, query.descending)?),
+            Some(token) => {
+                Some(Ranked::from_token(&self.tokens.read_listing(token, list)?, query.descending)?)
+            }
             None => None,
         };
         let limit = query.limit.max(1);
@@ -239,10 +241,9 @@ impl super::Inner {
         let mut ranked = heap.into_sorted_vec();
         let more = ranked.len() > limit;
         ranked.truncate(limit);
-        let next_token = ranked
-            .last()
-            .filter(|_| more)
-            .map(|last| self.tokens.listing(list, &[&last.time().to_be_bytes(), last.stream.name.as_bytes()].concat()));
+        let next_token = ranked.last().filter(|_| more).map(|last| {
+            self.tokens.listing(list, &[&last.time().to_be_bytes(), last.stream.name.as_bytes()].concat())
+        });
         Ok(StreamPage { streams: ranked.into_iter().map(|ranked| ranked.stream).collect(), next_token })
     }
 }
@@ -282,8 +283,7 @@ impl Ranked {
 
 impl Ord for Ranked {
     fn cmp(&self, other: &Self) -> Ordering {
-        let order =
-            self.time().cmp(&other.time()).then_with(|| self.stream.name.cmp(&other.stream.name));
+        let order = self.time().cmp(&other.time()).then_with(|| self.stream.name.cmp(&other.stream.name));
         if self.descending { order.reverse() } else { order }
     }
 }

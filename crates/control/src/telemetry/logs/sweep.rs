@@ -66,37 +66,11 @@ impl LogStore {
     async fn erase(&self, group: GroupId, stream: Option<StreamId>) -> Result<u64, LogError> {
         let mut erased = 0;
         loop {
-            let inner = std::sync::Arc::clone(&self.inner);
-            // The store outlives the change only as this call's keyspace handles do.
-            let (meta, events) = (inner.meta.clone(), inner.events.clone());
-            drop(inner);
-            let removed = self
-                .write(0, true, move |tx| {
-                    let mut removed = 0;
-                    for entry in events.prefix(keys::events(group, stream)).take(CHUNK) {
-                        tx.remove_event(entry.key()?.to_vec());
-                        removed += 1;
-                    }
-                    if removed == CHUNK {
-                        return Ok(removed);
-                    }
-                    if stream.is_none() {
-                        let records = meta.prefix(keys::stream(group, "")).take(CHUNK);
-                        let names = meta.prefix(keys::stream_names(group)).take(CHUNK);
-                        let leftover = records.chain(names).map(|entry| Ok(entry.key()?.to_vec()));
-                        let leftover = leftover.collect::<Result<Vec<_>, fjall::Error>>()?;
-                        if !leftover.is_empty() {
-                            leftover.into_iter().for_each(|key| tx.remove(key));
-                            // Marks of streams deleted before their group go with the next round.
-                            return Ok(removed.max(1));
-                        }
-                    }
-                    tx.remove(keys::trash(group, stream));
-                    Ok(removed)
-                })
-                .await?;
+            let (meta, events) = (self.inner.meta.clone(), self.inner.events.clone());
+            let (removed, finished) =
+                self.write(0, true, move |tx| erase_chunk(tx, &meta, &events, group, stream)).await?;
             erased += removed as u64;
-            if !self.read(move |inner| Ok(inner.meta.contains_key(keys::trash(group, stream))?)).await? {
+            if finished {
                 return Ok(erased);
             }
         }
@@ -150,6 +124,37 @@ impl LogStore {
         }
         Ok(removed)
     }
+}
+
+/// Removes some events, then the records, then the mark; says how many events, and whether that was all.
+fn erase_chunk(
+    tx: &mut Transaction<'_>,
+    meta: &fjall::Keyspace,
+    events: &fjall::Keyspace,
+    group: GroupId,
+    stream: Option<StreamId>,
+) -> Result<(usize, bool), LogError> {
+    let mut removed = 0;
+    for entry in events.prefix(keys::events(group, stream)).take(CHUNK) {
+        tx.remove_event(entry.key()?.to_vec());
+        removed += 1;
+    }
+    if removed == CHUNK {
+        return Ok((removed, false));
+    }
+    if stream.is_none() {
+        let records = meta.prefix(keys::stream(group, "")).chain(meta.prefix(keys::stream_names(group)));
+        let mut left = 0;
+        for entry in records.take(CHUNK) {
+            tx.remove(entry.key()?.to_vec());
+            left += 1;
+        }
+        if left == CHUNK {
+            return Ok((removed, false));
+        }
+    }
+    tx.remove(keys::trash(group, stream));
+    Ok((removed, true))
 }
 
 fn expire_chunk(tx: &mut Transaction<'_>, events: &fjall::Keyspace, due: &Due) -> Result<usize, LogError> {

@@ -53,7 +53,8 @@ impl TailFilter {
     fn admits(&self, event: &TailEvent) -> bool {
         let named = self.streams.iter().any(|name| **name == *event.stream)
             || self.prefixes.iter().any(|prefix| event.stream.starts_with(prefix.as_str()));
-        (named || (self.streams.is_empty() && self.prefixes.is_empty())) && self.pattern.matches(&event.message)
+        (named || (self.streams.is_empty() && self.prefixes.is_empty()))
+            && self.pattern.matches(&event.message)
     }
 }
 
@@ -122,13 +123,8 @@ impl LogStore {
         self.read(move |inner| {
             let groups = groups.iter().map(|name| Ok(inner.group(&scope, name)?.id));
             let groups = groups.collect::<Result<HashSet<_>, LogError>>()?;
-            let session = Arc::new(Session {
-                scope,
-                groups,
-                filter,
-                buffer: Mutex::default(),
-                arrived: Notify::new(),
-            });
+            let session =
+                Arc::new(Session { scope, groups, filter, buffer: Mutex::default(), arrived: Notify::new() });
             let mut sessions = lock(&inner.hub.sessions);
             if sessions.iter().filter(|other| other.scope == session.scope).count() >= MAX_SESSIONS {
                 return Err(LogError::TooManySessions);

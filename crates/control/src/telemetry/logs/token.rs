@@ -63,12 +63,8 @@ impl Tokens {
             .into_iter()
             .find_map(|d| Some((d, token.strip_prefix(d.prefix())?)))
             .ok_or(LogError::InvalidToken)?;
-        let expected = [
-            [STREAM].as_slice(),
-            direction.prefix().as_bytes(),
-            &group.to_be_bytes(),
-            &stream.to_be_bytes(),
-        ];
+        let expected =
+            [[STREAM].as_slice(), direction.prefix().as_bytes(), &group.to_be_bytes(), &stream.to_be_bytes()];
         Ok((direction, position(&self.open(sealed, &expected.concat())?)?))
     }
 
