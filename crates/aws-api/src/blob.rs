@@ -52,3 +52,9 @@ impl<'de> Deserialize<'de> for Blob {
         Ok(Self(bytes.into()))
     }
 }
+
+/// Whether a text is what [`Blob`] reads.
+pub(crate) fn is_base64(text: &str) -> bool {
+    let mut source = base64::read::DecoderReader::new(text.as_bytes(), &STANDARD);
+    std::io::copy(&mut source, &mut std::io::sink()).is_ok()
+}

@@ -1,8 +1,9 @@
 //! AWS's errors.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 /// Who is to blame, as the Query protocol's `<Type>` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +26,7 @@ pub struct Error {
     /// Who is to blame; follows the status unless set.
     pub fault: Fault,
     /// The error shape's further members.
-    pub fields: Map<String, Value>,
+    pub fields: BTreeMap<String, Value>,
 }
 
 impl Error {
@@ -35,12 +36,8 @@ impl Error {
             code: code.into(),
             message: message.into(),
             http_status,
-            fault: if http_status < 500 {
-                Fault::Sender
-            } else {
-                Fault::Receiver
-            },
-            fields: Map::new(),
+            fault: if http_status < 500 { Fault::Sender } else { Fault::Receiver },
+            fields: BTreeMap::new(),
         }
     }
 
@@ -77,11 +74,7 @@ pub mod common {
 
     /// The request carries no signature.
     pub fn missing_authentication_token() -> Error {
-        Error::new(
-            "MissingAuthenticationTokenException",
-            400,
-            "Missing Authentication Token",
-        )
+        Error::new("MissingAuthenticationTokenException", 400, "Missing Authentication Token")
     }
 
     /// The `Authorization` header or the query lacks a part.
@@ -105,18 +98,24 @@ pub mod common {
         Error::new("SerializationException", 400, message)
     }
 
-    /// No operation has that name, or none can be read from the request.
-    pub fn unknown_operation() -> Error {
-        Error::new("UnknownOperationException", 400, "")
+    /// AWS has no operation of that name, or the request names none.
+    pub fn unknown_operation(name: &str) -> Error {
+        let message = if name.is_empty() {
+            "The request names no operation.".to_owned()
+        } else {
+            format!("Could not find operation {name}")
+        };
+        Error::new("UnknownOperationException", 400, message)
     }
 
-    /// The operation exists at AWS and is not served here.
+    /// The operation exists at AWS and is not served here. The protocols have one error for both.
     pub fn unsupported_operation(service: crate::Service, operation: &str) -> Error {
         let name = service.info().name;
         let message = format!(
-            "Coracle does not serve {name}:{operation} yet; `coracle api-coverage` lists what it serves."
+            "Coracle does not serve {name}:{operation} yet; `coracle api-coverage` lists what it \
+             serves."
         );
-        Error::new("UnsupportedOperationException", 501, message)
+        Error::new("UnknownOperationException", 400, message)
     }
 
     /// Something broke inside; `message` must not tell more than the caller may know.

@@ -19,7 +19,7 @@ impl Service {
     /// All of them.
     pub const ALL: &'static [Self] = &[Self::Ecr, Self::Ecs, Self::Logs, Self::Sts];
     /// What the service's model says of it as a whole.
-    pub fn info(self) -> &'static ServiceInfo {
+    pub const fn info(self) -> &'static ServiceInfo {
         match self {
             Self::Ecr => {
                 const INFO: ServiceInfo = ServiceInfo {
@@ -30,6 +30,7 @@ impl Service {
                     api_version: "2015-09-21",
                     xml_namespace: None,
                     protocol: Protocol::Json11,
+                    max_body: 33554432,
                     operations: crate::ecr::OPERATIONS,
                     validation: Rules {
                         code: "InvalidParameterException",
@@ -52,6 +53,7 @@ impl Service {
                     api_version: "2014-11-13",
                     xml_namespace: None,
                     protocol: Protocol::Json11,
+                    max_body: 1048576,
                     operations: crate::ecs::OPERATIONS,
                     validation: Rules {
                         code: "InvalidParameterException",
@@ -60,7 +62,7 @@ impl Service {
                         range: false,
                         pattern: false,
                         values: true,
-                        required: false,
+                        required: true,
                     },
                 };
                 &INFO
@@ -74,6 +76,7 @@ impl Service {
                     api_version: "2014-03-28",
                     xml_namespace: None,
                     protocol: Protocol::Json11,
+                    max_body: 8388608,
                     operations: crate::logs::OPERATIONS,
                     validation: Rules {
                         code: "InvalidParameterException",
@@ -96,6 +99,7 @@ impl Service {
                     api_version: "2011-06-15",
                     xml_namespace: Some("https://sts.amazonaws.com/doc/2011-06-15/"),
                     protocol: Protocol::Query,
+                    max_body: 65536,
                     operations: crate::sts::OPERATIONS,
                     validation: Rules {
                         code: "ValidationError",

@@ -10,15 +10,19 @@
 //! [`Protocol`] encodes the answer or the [`Error`].
 
 mod blob;
+pub mod client;
 pub mod error;
 pub mod eventstream;
 #[rustfmt::skip]
 mod generated;
 mod operation;
 pub mod protocol;
+mod query;
+mod route;
 pub mod schema;
 mod sensitive;
 mod service;
+pub mod sigv4;
 mod timestamp;
 pub mod validate;
 
@@ -32,6 +36,7 @@ pub use error::{Error, Fault};
 pub use generated::Service;
 pub use operation::{Operation, OperationInfo};
 pub use protocol::Protocol;
+pub use route::{Routed, route};
 pub use schema::Schema;
 pub use sensitive::Sensitive;
 pub use service::ServiceInfo;

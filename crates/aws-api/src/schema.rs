@@ -66,7 +66,4 @@ pub struct Member {
 }
 
 /// The input of an operation whose model gives it none.
-pub static EMPTY: Schema = Schema {
-    name: "Unit",
-    kind: Kind::Structure { members: &[] },
-};
+pub static EMPTY: Schema = Schema { name: "Unit", kind: Kind::Structure { members: &[] } };

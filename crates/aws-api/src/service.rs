@@ -20,6 +20,8 @@ pub struct ServiceInfo {
     pub xml_namespace: Option<&'static str>,
     /// The protocol it speaks.
     pub protocol: Protocol,
+    /// The largest request body that is read, in bytes.
+    pub max_body: usize,
     /// All operations, in name order.
     pub operations: &'static [OperationInfo],
     /// How it reports a request that breaks its model.
@@ -27,6 +29,9 @@ pub struct ServiceInfo {
 }
 
 impl Service {
+    /// The largest body that any service reads, in bytes: a server's limit before routing.
+    pub const MAX_BODY: usize = 32 << 20;
+
     /// Every operation of the service, served or not, in name order.
     pub fn operations(self) -> &'static [OperationInfo] {
         self.info().operations
@@ -35,9 +40,7 @@ impl Service {
     /// The operation of that name, served or not.
     pub fn operation(self, name: &str) -> Option<&'static OperationInfo> {
         let operations = self.operations();
-        let index = operations
-            .binary_search_by(|operation| operation.name.cmp(name))
-            .ok()?;
+        let index = operations.binary_search_by(|operation| operation.name.cmp(name)).ok()?;
         operations.get(index)
     }
 }

@@ -1,4 +1,21 @@
 //! Checks a request against its model.
+//!
+//! [`parse`] reads a body once, driven by the operation's [`Schema`]: it never builds what the
+//! model does not name, bounds how much it builds, and what it returns fits the generated types.
+//!
+//! Two kinds of refusal, as AWS has them: a value of the wrong JSON type is a
+//! `SerializationException` and stops the reading; values that break constraints are collected and
+//! reported together under the service's own code.
+
+mod constraint;
+mod reader;
+
+use serde::de::{DeserializeSeed, Deserializer};
+use serde_json::{Map, Value};
+
+use crate::error::common;
+use crate::{Error, Schema};
+use reader::{Reader, State};
 
 /// How a service reports a request that breaks its model, and which constraints it checks.
 #[derive(Debug)]
@@ -22,8 +39,49 @@ pub struct Rules {
 /// The form of a validation message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wording {
-    /// `1 validation error detected: Value 'x' at 'member' failed to satisfy constraint: …`
+    /// `1 validation error detected: Value 'x' at 'member' failed to satisfy constraint: …`, with
+    /// all violations.
     Coral,
-    /// `Invalid parameter at 'member' failed to satisfy constraint: '…'`
+    /// `Invalid parameter at 'member' failed to satisfy constraint: '…'`, with the first.
     Ecr,
+}
+
+/// Reads a JSON body. An empty one is an empty object, as the JSON protocols have it.
+pub fn parse(rules: &Rules, schema: &'static Schema, body: &[u8]) -> Result<Value, Error> {
+    if body.iter().all(u8::is_ascii_whitespace) {
+        return check(rules, schema, Value::Object(Map::new()));
+    }
+    let mut source = serde_json::Deserializer::from_slice(body);
+    let value = check(rules, schema, &mut source);
+    match source.end() {
+        // What follows a complete value; after an error the source stands anywhere.
+        Err(error) if value.is_ok() => Err(malformed(&error)),
+        _ => value,
+    }
+}
+
+/// Reads what another protocol brought into JSON's form.
+pub fn parse_value(rules: &Rules, schema: &'static Schema, value: Value) -> Result<Value, Error> {
+    check(rules, schema, value)
+}
+
+fn check<'de, D>(rules: &Rules, schema: &'static Schema, source: D) -> Result<Value, Error>
+where
+    D: Deserializer<'de>,
+    D::Error: std::fmt::Display,
+{
+    let mut state = State::new(rules);
+    let outcome = Reader { schema, state: &mut state }.deserialize(source);
+    match (state.refusal.take(), outcome) {
+        (Some(refusal), _) => Err(common::serialization(refusal)),
+        (None, Err(error)) => Err(malformed(&error)),
+        (None, Ok(value)) => match constraint::report(rules, &state.violations) {
+            Some(error) => Err(error),
+            None => Ok(value.unwrap_or_default()),
+        },
+    }
+}
+
+fn malformed(error: &impl std::fmt::Display) -> Error {
+    common::serialization(format!("The request body is not valid JSON: {error}"))
 }

@@ -22,6 +22,8 @@ pub struct Config {
 pub struct Service {
     /// The served operations.
     pub operations: Vec<String>,
+    /// The largest request body that is read, in bytes.
+    pub max_body: usize,
     /// Members (`Shape.member`) to redact in Debug output although the model does not say so.
     #[serde(default)]
     pub sensitive_members: BTreeSet<String>,
@@ -49,8 +51,7 @@ pub struct Validation {
 
 impl Config {
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text =
-            fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_str(&text).with_context(|| format!("cannot parse {}", path.display()))
     }
 }

@@ -7,12 +7,7 @@ use super::Service;
 
 pub fn emit(service: &Service) -> anyhow::Result<TokenStream> {
     let mut items = Vec::new();
-    for (name, shape) in service
-        .model
-        .shapes
-        .iter()
-        .filter(|(_, shape)| shape.exception)
-    {
+    for (name, shape) in service.model.shapes.iter().filter(|(_, shape)| shape.exception) {
         let declared = shape.error.as_ref();
         let code = declared.and_then(|e| e.code.as_deref()).unwrap_or(name);
         // The JSON protocols leave the status to the `fault` trait: 400 or 500.

@@ -84,9 +84,9 @@ pub struct ErrorTrait {
 impl Shape {
     /// The members in the model's order, with the shapes they refer to.
     pub fn members(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.members.iter().filter_map(|(name, reference)| {
-            Some((name.as_str(), reference.get("shape")?.as_str()?))
-        })
+        self.members
+            .iter()
+            .filter_map(|(name, reference)| Some((name.as_str(), reference.get("shape")?.as_str()?)))
     }
 }
 
@@ -100,16 +100,12 @@ impl Model {
             .filter(|path| path.is_dir())
             .collect();
         versions.sort();
-        let newest = versions
-            .pop()
-            .with_context(|| format!("{} is empty", directory.display()))?;
+        let newest = versions.pop().with_context(|| format!("{} is empty", directory.display()))?;
         read_json(&newest.join("service-2.json"))
     }
 
     pub fn shape(&self, name: &str) -> anyhow::Result<&Shape> {
-        self.shapes
-            .get(name)
-            .with_context(|| format!("the model has no shape {name}"))
+        self.shapes.get(name).with_context(|| format!("the model has no shape {name}"))
     }
 
     /// All shapes contained in `roots`, themselves included, in name order.
@@ -145,18 +141,14 @@ pub fn installed_botocore() -> anyhow::Result<PathBuf> {
 /// Refuses a package of another version: its output would differ for reasons outside this tree.
 pub fn require_version(botocore: &Path, wanted: &str) -> anyhow::Result<()> {
     let path = botocore.join("__init__.py");
-    let text =
-        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let found = text
         .lines()
         .find_map(|line| line.strip_prefix("__version__ = "))
         .map(|version| version.trim().trim_matches(['\'', '"']))
         .with_context(|| format!("{} names no version", path.display()))?;
     if found != wanted {
-        bail!(
-            "botocore {wanted} is wanted, {} is {found}",
-            botocore.display()
-        );
+        bail!("botocore {wanted} is wanted, {} is {found}", botocore.display());
     }
     Ok(())
 }
@@ -168,8 +160,7 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
         text = fs::read_to_string(path)?;
     } else {
         let packed = PathBuf::from(format!("{}.gz", path.display()));
-        let file =
-            fs::File::open(&packed).with_context(|| format!("cannot open {}", packed.display()))?;
+        let file = fs::File::open(&packed).with_context(|| format!("cannot open {}", packed.display()))?;
         GzDecoder::new(file).read_to_string(&mut text)?;
     }
     serde_json::from_str(&text).with_context(|| format!("cannot parse {}", path.display()))

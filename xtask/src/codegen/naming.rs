@@ -17,11 +17,7 @@ impl Names<'_> {
     /// `awslogs-firelens` → `AWSLOGS_FIRELENS`; a leading digit gets an underscore before it.
     pub fn screaming(&self, name: &str) -> String {
         let name = self.split(name).join("_").to_uppercase();
-        if name.starts_with(|c: char| c.is_ascii_digit()) {
-            format!("_{name}")
-        } else {
-            name
-        }
+        if name.starts_with(|c: char| c.is_ascii_digit()) { format!("_{name}") } else { name }
     }
 
     /// A field, module or function name; keywords become raw identifiers.

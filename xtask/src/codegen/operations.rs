@@ -18,12 +18,8 @@ pub fn emit(service: &Service) -> anyhow::Result<TokenStream> {
             None => format!("{name}{suffix}"),
         };
         let ident = service.names.type_ident(name);
-        let input = service
-            .names
-            .type_ident(&message(&operation.input, "Request"));
-        let output = service
-            .names
-            .type_ident(&message(&operation.output, "Response"));
+        let input = service.names.type_ident(&message(&operation.input, "Request"));
+        let output = service.names.type_ident(&message(&operation.output, "Response"));
         let schema = match &operation.input {
             Some(reference) => {
                 let schema = service.names.screaming_ident(&reference.shape);
@@ -33,11 +29,7 @@ pub fn emit(service: &Service) -> anyhow::Result<TokenStream> {
         };
         let mut comment = format!(" `{name}`.");
         if !operation.errors.is_empty() {
-            let errors: Vec<_> = operation
-                .errors
-                .iter()
-                .map(|e| format!("`{}`", e.shape))
-                .collect();
+            let errors: Vec<_> = operation.errors.iter().map(|e| format!("`{}`", e.shape)).collect();
             comment = format!(" `{name}`; errors of its own: {}.", errors.join(", "));
         }
         items.push(quote! {

@@ -36,6 +36,10 @@ pub fn emit(services: &[Service]) -> anyhow::Result<TokenStream> {
         };
         let target_prefix = optional(&metadata.target_prefix);
         let xml_namespace = optional(&metadata.xml_namespace);
+        if metadata.protocol == "query" {
+            refuse_unwritten_xml(service)?;
+        }
+        let max_body = proc_macro2::Literal::usize_unsuffixed(service.settings.max_body);
         let validation = &service.settings.validation;
         let code = &validation.code;
         let wording = format_ident!("{}", validation.wording);
@@ -60,6 +64,7 @@ pub fn emit(services: &[Service]) -> anyhow::Result<TokenStream> {
                     api_version: #api_version,
                     xml_namespace: #xml_namespace,
                     protocol: #protocol,
+                    max_body: #max_body,
                     operations: crate::#module::OPERATIONS,
                     validation: Rules {
                         code: #code,
@@ -90,7 +95,7 @@ pub fn emit(services: &[Service]) -> anyhow::Result<TokenStream> {
             pub const ALL: &'static [Self] = &[#(#all),*];
 
             /// What the service's model says of it as a whole.
-            pub fn info(self) -> &'static ServiceInfo {
+            pub const fn info(self) -> &'static ServiceInfo {
                 match self { #(#rows)* }
             }
         }
@@ -102,4 +107,17 @@ fn optional(text: &Option<String>) -> TokenStream {
         Some(text) => quote! { Some(#text) },
         None => quote! { None },
     }
+}
+
+/// `aws_api::query` writes structures, lists and plain scalars.
+fn refuse_unwritten_xml(service: &Service) -> anyhow::Result<()> {
+    for name in &service.shapes {
+        let kind = service.model.shape(name)?.kind.as_str();
+        anyhow::ensure!(
+            !matches!(kind, "map" | "timestamp" | "blob"),
+            "{}: the XML writer does not know a {kind} ({name})",
+            service.module
+        );
+    }
+    Ok(())
 }

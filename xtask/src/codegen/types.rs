@@ -69,10 +69,7 @@ fn structure(service: &Service, name: &str, shape: &Shape) -> anyhow::Result<Tok
         );
         let field = service.names.snake_ident(member);
         let mut kind = rust_type(service, target)?;
-        let listed = service
-            .settings
-            .sensitive_members
-            .contains(&format!("{name}.{member}"));
+        let listed = service.settings.sensitive_members.contains(&format!("{name}.{member}"));
         if listed || service.model.shape(target)?.sensitive {
             kind = quote! { Sensitive<#kind> };
         }
@@ -139,10 +136,7 @@ fn missing_messages(service: &Service) -> anyhow::Result<Vec<TokenStream>> {
     let mut items = Vec::new();
     for name in &service.settings.operations {
         let operation = &service.model.operations[name];
-        for (side, suffix) in [
-            (&operation.input, "Request"),
-            (&operation.output, "Response"),
-        ] {
+        for (side, suffix) in [(&operation.input, "Request"), (&operation.output, "Response")] {
             if side.is_some() {
                 continue;
             }
@@ -225,11 +219,7 @@ pub fn emit_values(service: &Service) -> anyhow::Result<TokenStream> {
             continue;
         }
         let ident = service.names.snake_ident(name);
-        let names: Vec<_> = shape
-            .values
-            .iter()
-            .map(|v| service.names.screaming_ident(v))
-            .collect();
+        let names: Vec<_> = shape.values.iter().map(|v| service.names.screaming_ident(v)).collect();
         let distinct: BTreeSet<String> = names.iter().map(ToString::to_string).collect();
         ensure!(
             distinct.len() == names.len() && !distinct.contains("MEMBERS"),

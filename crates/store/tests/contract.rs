@@ -1,0 +1,10 @@
+//! The contract, through the public interface only: every engine has to pass it.
+
+mod contract {
+    mod json;
+    mod kv;
+    mod lease;
+    mod limits;
+    mod watch;
+}
+mod support;
