@@ -33,9 +33,7 @@ struct Translator<'s> {
 impl Translator<'_> {
     /// The expression in the crate's syntax, or `None` when something is not in the subset.
     fn run(mut self) -> Option<String> {
-        if self.input.peek().is_none() {
-            return None;
-        }
+        self.input.peek()?;
         while let Some(c) = self.input.next() {
             match c {
                 '\\' => {

@@ -29,6 +29,9 @@ const ID_BLOCK: u64 = 1 << 20;
 /// database until restart, and compaction needs room to give room back.
 const DISK_RESERVE: u64 = 64 << 20;
 
+/// A key's new value; `None` removes it.
+type Change = Option<Vec<u8>>;
+
 /// The queue's end that callers hold.
 pub(super) struct Writer {
     jobs: mpsc::Sender<Job>,
@@ -125,8 +128,8 @@ impl Loop {
 
     fn commit(
         &mut self,
-        records: HashMap<Vec<u8>, Option<Vec<u8>>>,
-        events: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+        records: HashMap<Vec<u8>, Change>,
+        events: Vec<(Vec<u8>, Change)>,
         next_id: u64,
     ) -> Result<(), LogError> {
         if records.is_empty() && events.is_empty() {
@@ -169,14 +172,14 @@ pub(super) struct Transaction<'a> {
     pub now: i64,
     /// Whether anyone tails, so that appended events need be kept for them.
     tailed: bool,
-    /// Changed records; `None` removes. A map: a batch must not hold a key twice.
-    records: HashMap<Vec<u8>, Option<Vec<u8>>>,
-    events: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    /// Changed records. A map: a batch must not hold a key twice.
+    records: HashMap<Vec<u8>, Change>,
+    events: Vec<(Vec<u8>, Change)>,
     published: Vec<TailEvent>,
     next_id: u64,
     bytes: usize,
     /// What the present change replaced in `records`, latest last.
-    undo: Vec<(Vec<u8>, Option<Option<Vec<u8>>>)>,
+    undo: Vec<(Vec<u8>, Option<Change>)>,
 }
 
 impl<'a> Transaction<'a> {
