@@ -308,7 +308,7 @@ fn a_crashed_agents_network_is_taken_over() {
         open_before.read_to_string(&mut text).unwrap();
         assert_eq!(text, "hello");
         assert_eq!(a.fetch(b.address(80)).unwrap(), "hello");
-        gone.run(|| Ok(assert_eq!(stdout("ip -o link show eth0"), ""))).unwrap();
+        assert_eq!(gone.run(|| Ok(stdout("ip -o link show eth0"))).unwrap(), "");
         // A new task beside them, and reconciling again does not touch it.
         let new = host.task(8);
         host.runtime.block_on(host.network.reconcile(keep)).unwrap();
