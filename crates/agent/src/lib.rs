@@ -1,1 +1,7 @@
-//! placeholder
+//! The agent: runs tasks on one host as control assigns them.
+
+pub mod cgroup;
+pub mod instance;
+pub mod loop_device;
+pub mod net;
+pub mod scratch;

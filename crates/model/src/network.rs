@@ -100,6 +100,35 @@ impl Cidr {
         let offset = u64::from(address.to_bits()).checked_sub(u64::from(self.base.to_bits()));
         offset.is_some_and(|o| o < self.size())
     }
+
+    /// Whether the blocks share an address.
+    #[must_use]
+    pub fn overlaps(self, other: Self) -> bool {
+        self.contains(other.base) || other.contains(self.base)
+    }
+}
+
+/// `172.31.0.0/16`.
+impl std::fmt::Display for Cidr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.base, self.prefix_len)
+    }
+}
+
+impl std::str::FromStr for Cidr {
+    type Err = crate::id::InvalidId;
+
+    /// Host bits must be zero, as EC2 wants for a VPC's block.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (base, prefix_len) = text.split_once('/')?;
+            let base: Ipv4Addr = base.parse().ok()?;
+            let prefix_len: u8 = prefix_len.parse().ok().filter(|length| *length <= 32)?;
+            let cidr = Self { base, prefix_len };
+            (u64::from(base.to_bits()) % cidr.size() == 0).then_some(cidr)
+        };
+        parse().ok_or_else(|| Self::Err { kind: "CIDR block", value: text.to_owned() })
+    }
 }
 
 /// A subnet with the block that task addresses come from.
@@ -124,6 +153,19 @@ mod tests {
         assert_eq!(block.nth(4096), None);
         assert!(block.contains(Ipv4Addr::new(172, 31, 15, 255)));
         assert!(!block.contains(Ipv4Addr::new(172, 31, 16, 0)));
+    }
+
+    #[test]
+    fn blocks_parse_what_they_print_and_overlap() {
+        let block: Cidr = "172.31.16.0/20".parse().unwrap();
+        assert_eq!(block.to_string(), "172.31.16.0/20");
+        for bad in ["", "10.0.0.0", "10.0.0.1/8", "10.0.0.0/33", "::/0", "10/8"] {
+            assert!(bad.parse::<Cidr>().is_err(), "{bad}");
+        }
+        let vpc: Cidr = "172.31.0.0/16".parse().unwrap();
+        assert!(vpc.overlaps(block) && block.overlaps(vpc));
+        assert!(!vpc.overlaps("172.30.0.0/16".parse().unwrap()));
+        assert!(vpc.overlaps("0.0.0.0/0".parse().unwrap()));
     }
 
     #[test]
