@@ -1,6 +1,7 @@
 //! The AWS services: `<service>/<operation>.rs`, one file per operation. Wire types stop here.
 
 pub mod ecs;
+pub mod logs;
 
 use model::{AccountId, Region};
 

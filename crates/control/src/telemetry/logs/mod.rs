@@ -29,7 +29,7 @@ use tokio::sync::Semaphore;
 pub use append::{Appended, Cursor, Event};
 pub use error::LogError;
 pub use groups::{GroupPage, GroupQuery, LogGroup, NamePattern, NewGroup};
-pub use read::{FilterPage, FilterQuery, FilteredEvent, GetPage, GetQuery, StoredEvent};
+pub use read::{FilterPage, FilterQuery, FilteredEvent, GetPage, GetQuery, PAGE_EVENTS, StoredEvent};
 pub use streams::{LogStream, StreamOrder, StreamPage, StreamQuery};
 pub use sweep::Swept;
 pub use tail::{TailEvent, TailFilter, TailSession, TailUpdate};

@@ -20,7 +20,7 @@ use crate::keys::Scope;
 use crate::telemetry::filter::FilterPattern;
 
 /// Events in one page, and their bytes (`GetLogEvents` in the API reference: 1 MB, up to 10,000).
-pub(crate) const PAGE_EVENTS: usize = 10_000;
+pub const PAGE_EVENTS: usize = 10_000;
 const PAGE_BYTES: usize = limits::MAX_BATCH_BYTES as usize;
 
 /// What one page of a search may read.

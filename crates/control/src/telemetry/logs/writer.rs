@@ -111,13 +111,7 @@ impl Loop {
             }
             let Transaction { records, events, published, next_id, .. } = tx;
             let committed = self.commit(records, events, next_id);
-            if let Err(error) = &committed {
-                tracing::error!(
-                    error = error as &dyn std::error::Error,
-                    changes = done.len(),
-                    "log store commit failed"
-                );
-            } else {
+            if committed.is_ok() {
                 self.hub.publish(published);
             }
             for done in done {
