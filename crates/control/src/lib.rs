@@ -3,6 +3,7 @@
 
 pub mod api;
 pub mod clock;
+pub mod credentials;
 pub mod keys;
 pub mod random;
 pub mod telemetry;

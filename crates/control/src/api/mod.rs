@@ -1,6 +1,10 @@
 //! The AWS services: `<service>/<operation>.rs`, one file per operation. Wire types stop here.
 
+pub mod answer;
 pub mod ecs;
+pub mod sts;
+
+pub use answer::Answer;
 
 use model::{AccountId, Region};
 
