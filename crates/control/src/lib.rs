@@ -6,4 +6,5 @@ pub mod clock;
 pub mod credentials;
 pub mod keys;
 pub mod random;
+pub mod registry;
 pub mod telemetry;
