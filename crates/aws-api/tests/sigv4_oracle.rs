@@ -55,9 +55,8 @@ fn path() -> impl Strategy<Value = String> {
 
 fn query() -> impl Strategy<Value = String> {
     // Without raw `&`, which separates parameters.
-    let text = || {
-        prop::collection::vec(target_part(), 0..4).prop_map(|parts| parts.concat().replace('&', ""))
-    };
+    let text =
+        || prop::collection::vec(target_part(), 0..4).prop_map(|parts| parts.concat().replace('&', ""));
     let pair = prop_oneof![
         5 => ("[a-c]", text()).prop_map(|(name, value)| format!("{name}={value}")),
         2 => (text(), text()).prop_map(|(name, value)| format!("x{name}={value}")),
@@ -67,11 +66,8 @@ fn query() -> impl Strategy<Value = String> {
 }
 
 fn headers() -> impl Strategy<Value = Vec<(String, String)>> {
-    let name = prop_oneof![
-        Just("x-amz-target".to_owned()),
-        Just("content-type".to_owned()),
-        "[Xx]-[A-Ca-c]{1,2}",
-    ];
+    let name =
+        prop_oneof![Just("x-amz-target".to_owned()), Just("content-type".to_owned()), "[Xx]-[A-Ca-c]{1,2}",];
     let value = r#"( |[!-~]){0,12}"#;
     prop::collection::vec((name, value), 0..6)
 }
@@ -101,13 +97,8 @@ fn signed(case: &Case) -> Request<Bytes> {
     }
     let mut request = builder.body(Bytes::from(case.body.clone())).unwrap();
 
-    let credentials = aws_credential_types::Credentials::new(
-        KEY_ID,
-        SECRET,
-        case.token.clone(),
-        None,
-        "test",
-    );
+    let credentials =
+        aws_credential_types::Credentials::new(KEY_ID, SECRET, case.token.clone(), None, "test");
     let identity = credentials.into();
     let mut settings = SigningSettings::default();
     if case.presigned {
@@ -140,8 +131,7 @@ fn signed(case: &Case) -> Request<Bytes> {
         .iter()
         .map(|(name, value)| (name.as_str(), value.to_str().unwrap()))
         .collect::<Vec<_>>();
-    let signable =
-        SignableRequest::new(case.method, &uri, headers.into_iter(), body).unwrap();
+    let signable = SignableRequest::new(case.method, &uri, headers.into_iter(), body).unwrap();
     let (instructions, _) = sign(signable, &parameters).unwrap().into_parts();
     instructions.apply_to_request_http1x(&mut request);
     request
