@@ -1,6 +1,7 @@
 //! The project's own tooling: `cargo xtask codegen` and `cargo xtask deps`.
 
 mod codegen;
+mod deps;
 
 use std::path::{Path, PathBuf};
 
@@ -25,12 +26,15 @@ enum Task {
         #[arg(long, value_name = "DIR")]
         botocore: Option<PathBuf>,
     },
+    /// Hold the crates' imports against the design's table, `xtask/deps.json`.
+    Deps,
 }
 
 fn main() -> anyhow::Result<()> {
     let root = workspace_root()?;
     match Arguments::parse().task {
         Task::Codegen { check, botocore } => codegen::run(&root, botocore.as_deref(), check),
+        Task::Deps => deps::run(&root),
     }
 }
 

@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::error::common;
 use crate::{Error, Schema};
+use constraint::Violation;
 use reader::{Reader, State};
 
 /// How a service reports a request that breaks its model, and which constraints it checks.
@@ -47,38 +48,54 @@ pub enum Wording {
 }
 
 /// Reads a JSON body. An empty one is an empty object, as the JSON protocols have it.
+///
+/// # Errors
+/// SerializationException, or the service's validation error.
 pub fn parse(rules: &Rules, schema: &'static Schema, body: &[u8]) -> Result<Value, Error> {
     if body.iter().all(u8::is_ascii_whitespace) {
-        return check(rules, schema, Value::Object(Map::new()));
+        return parse_value(rules, schema, Value::Object(Map::new()));
     }
     let mut source = serde_json::Deserializer::from_slice(body);
-    let value = check(rules, schema, &mut source);
-    match source.end() {
-        // What follows a complete value; after an error the source stands anywhere.
-        Err(error) if value.is_ok() => Err(malformed(&error)),
-        _ => value,
-    }
+    let read = read(rules, schema, &mut source)?;
+    source.end().map_err(|error| malformed(&error))?;
+    read.judge(rules)
 }
 
 /// Reads what another protocol brought into JSON's form.
+///
+/// # Errors
+/// As [`parse`].
 pub fn parse_value(rules: &Rules, schema: &'static Schema, value: Value) -> Result<Value, Error> {
-    check(rules, schema, value)
+    read(rules, schema, value)?.judge(rules)
 }
 
-fn check<'de, D>(rules: &Rules, schema: &'static Schema, source: D) -> Result<Value, Error>
+/// A value of the right types, and what it breaks.
+struct Read {
+    value: Value,
+    violations: Vec<Violation>,
+}
+
+impl Read {
+    fn judge(self, rules: &Rules) -> Result<Value, Error> {
+        match constraint::report(rules, &self.violations) {
+            Some(error) => Err(error),
+            None => Ok(self.value),
+        }
+    }
+}
+
+fn read<'de, D>(rules: &Rules, schema: &'static Schema, source: D) -> Result<Read, Error>
 where
     D: Deserializer<'de>,
     D::Error: std::fmt::Display,
 {
     let mut state = State::new(rules);
     let outcome = Reader { schema, state: &mut state }.deserialize(source);
-    match (state.refusal.take(), outcome) {
+    match (state.refusal, outcome) {
         (Some(refusal), _) => Err(common::serialization(refusal)),
         (None, Err(error)) => Err(malformed(&error)),
-        (None, Ok(value)) => match constraint::report(rules, &state.violations) {
-            Some(error) => Err(error),
-            None => Ok(value.unwrap_or_default()),
-        },
+        (None, Ok(None)) => Err(malformed(&"null is no structure")),
+        (None, Ok(Some(value))) => Ok(Read { value, violations: state.violations }),
     }
 }
 

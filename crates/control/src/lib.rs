@@ -3,6 +3,8 @@
 
 pub mod api;
 pub mod clock;
+pub mod credentials;
 pub mod keys;
 pub mod random;
+pub mod registry;
 pub mod telemetry;

@@ -7,6 +7,7 @@
 //! apply a delta (another base) asks for the whole by saying hello again. The agent says what it
 //! sees; what it says twice is stored once.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::host::Host;
@@ -24,6 +25,8 @@ use tokio::sync::mpsc;
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ToAgent {
     Assign(AssignmentDelta),
+    /// The session broke on control's side: say hello again, then everything that is not recorded.
+    SayHello,
     /// Log records below `upto` of this container are durable.
     LogsStored {
         task: TaskId,
@@ -84,15 +87,20 @@ pub struct TaskAssignment {
     pub stop: Option<StopCause>,
 }
 
-/// How to pull images that live in the built-in registry.
+/// How to pull those of a task's images that live in the built-in registry.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RegistryAccess {
-    /// `host:port` parts of image references that mean the built-in registry, such as
-    /// `localhost:4566` and `123456789012.dkr.ecr.eu-central-1.amazonaws.com`.
-    pub hosts: Vec<String>,
-    /// Where it really listens, such as `http://127.0.0.1:4566`.
+    /// Where the registry listens, such as `http://127.0.0.1:4566`.
     pub endpoint: String,
+    /// By image reference, as the task's containers have it.
+    pub images: BTreeMap<String, RegistryImage>,
+}
+
+/// One image in the built-in registry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RegistryImage {
     pub username: String,
+    /// Good for pulling from the image's repository only, and not for long.
     pub password: Secret,
 }
 

@@ -17,6 +17,9 @@ const MAX_COST: usize = 100_000;
 /// How many violations are reported.
 const MAX_VIOLATIONS: usize = 10;
 
+/// How much of a map's key a message repeats, in characters.
+const MAX_KEY_SHOWN: usize = 128;
+
 /// The largest timestamp taken, in seconds: the year 9999.
 const MAX_SECONDS: f64 = 253_402_300_799.0;
 
@@ -257,7 +260,7 @@ impl<'de> Visitor<'de> for Reader<'_, '_> {
         };
         let mut values = Map::new();
         while let Some(key) = source.next_key::<String>()? {
-            state.path.push(Step::Key(key.clone()));
+            state.path.push(Step::Key(key.chars().take(MAX_KEY_SHOWN).collect()));
             let value = source.next_value_seed(Reader { schema: member, state: &mut *state })?;
             state.check_part(member, value.as_ref());
             state.path.pop();

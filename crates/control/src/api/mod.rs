@@ -1,7 +1,11 @@
 //! The AWS services: `<service>/<operation>.rs`, one file per operation. Wire types stop here.
 
+pub mod answer;
 pub mod ecs;
 pub mod logs;
+pub mod sts;
+
+pub use answer::Answer;
 
 use model::{AccountId, Region};
 

@@ -1,0 +1,9 @@
+//! The registry as its clients see it.
+
+mod clients;
+mod content;
+mod harness;
+mod images;
+mod restart;
+mod sweep;
+mod uploads;
