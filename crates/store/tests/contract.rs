@@ -5,6 +5,7 @@ mod contract {
     mod kv;
     mod lease;
     mod limits;
+    mod model;
     mod watch;
 }
 mod support;

@@ -1,6 +1,7 @@
 //! The AWS services: `<service>/<operation>.rs`, one file per operation. Wire types stop here.
 
 pub mod answer;
+pub mod ecr;
 pub mod ecs;
 pub mod logs;
 pub mod sts;

@@ -36,6 +36,9 @@ pub enum RegistryError {
     /// The image has as many tags as it may.
     #[error("an image has at most {0} tags")]
     TooManyTags(usize),
+    /// The repository would have more resource tags than it may.
+    #[error("a repository has at most {0} tags")]
+    TooManyResourceTags(usize),
     /// Other images (manifest lists) refer to it.
     #[error("the image is referenced by the manifest list {0}: delete that first")]
     ImageReferenced(Digest),

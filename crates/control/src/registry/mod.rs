@@ -234,7 +234,7 @@ impl Registry {
         &self.inner.options
     }
 
-    fn now(&self) -> Millis {
+    pub(crate) fn now(&self) -> Millis {
         self.inner.options.clock.now().millis()
     }
 }

@@ -131,6 +131,7 @@ async fn an_immutable_tag_stays() {
         .update_repository(&namespace(), &name("app"), |repository| {
             repository.tag_mutability = TagMutability::Immutable;
             repository.mutability_exclusions = vec!["dev*".to_owned()];
+            Ok(())
         })
         .await
         .unwrap();

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension};
 
+use super::file::row_crc;
 use super::reader;
 use crate::range::prefix_bounds;
 use crate::txn::{Expect, Guard, Write};
@@ -109,16 +110,23 @@ fn do_write(
         Write::Put { key, value, lease } => {
             let create_revision = conn
                 .prepare_cached(
-                    "INSERT INTO kv (key, create_revision, mod_revision, lease, value)
-                     VALUES (?1, ?2, ?2, ?3, ?4)
+                    "INSERT INTO kv (key, create_revision, mod_revision, lease, crc, value)
+                     VALUES (?1, ?2, ?2, ?3, ?4, ?5)
                      ON CONFLICT (key) DO UPDATE SET
                          mod_revision = excluded.mod_revision,
                          lease = excluded.lease,
+                         crc = excluded.crc,
                          value = excluded.value
                      RETURNING create_revision",
                 )?
                 .query_row(
-                    (key.as_bytes(), revision.0 as i64, lease.map(|lease| lease.0 as i64), &value[..]),
+                    (
+                        key.as_bytes(),
+                        revision.0 as i64,
+                        lease.map(|lease| lease.0 as i64),
+                        row_crc(key.as_bytes(), revision, value),
+                        &value[..],
+                    ),
                     |row| reader::revision(row, 0),
                 )?;
             events.push(Event::Put(KeyValue {

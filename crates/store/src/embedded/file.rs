@@ -3,14 +3,14 @@
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
 
 use super::fault::Fault;
-use crate::Error;
+use crate::{Error, Revision};
 
 /// "CORA": in SQLite's header field for the owner of a file (<https://sqlite.org/fileformat2.html>, 1.3.14).
 const APPLICATION_ID: i64 = 0x434F_5241;
@@ -21,7 +21,8 @@ const FORMAT: i64 = 1;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// `kv` has row ids, so that pages of its key index hold keys only and stay few; the value is the last
-/// column, so that reading the others never touches its overflow pages.
+/// column, so that reading the others never touches its overflow pages. `crc` is that of [`row_crc`]: SQLite's
+/// pages have no checksums.
 const SCHEMA: &str = "
     CREATE TABLE state (revision INTEGER NOT NULL) STRICT;
     INSERT INTO state VALUES (0);
@@ -31,6 +32,7 @@ const SCHEMA: &str = "
         create_revision INTEGER NOT NULL,
         mod_revision INTEGER NOT NULL,
         lease INTEGER,
+        crc INTEGER NOT NULL,
         value BLOB NOT NULL
     ) STRICT;
     CREATE INDEX kv_by_lease ON kv (lease) WHERE lease IS NOT NULL;
@@ -56,6 +58,15 @@ pub(super) fn open(path: &Path) -> Result<Connection, Error> {
     }
     check(&conn, path)?;
     Ok(conn)
+}
+
+/// The CRC-32 of what a row says: of key, revision and value.
+pub(super) fn row_crc(key: &[u8], mod_revision: Revision, value: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(key);
+    crc.update(&mod_revision.0.to_le_bytes());
+    crc.update(value);
+    crc.finalize()
 }
 
 /// A connection for reading. (Not read-only for SQLite: after a crash the first reader may have to
@@ -181,12 +192,44 @@ fn refuse_foreign(path: &Path) -> Result<(), Error> {
         return Err(Error::Corrupt { path: path.to_owned(), detail: "the file is empty".to_owned() });
     }
     // SQLite reports a file that it may not open without saying why.
-    OpenOptions::new()
+    let file = OpenOptions::new()
         .read(true)
         .write(true)
         .open(path)
-        .map(drop)
-        .map_err(|source| io_error("open", path, source))
+        .map_err(|source| io_error("open", path, source))?;
+    refuse_cut(&file, path).map_err(|source| io_error("open", path, source))?
+}
+
+/// A file that lost its end. SQLite reads missing bytes as zeros, and takes those in a value for the value.
+///
+/// Only without a log: after a crash amid a checkpoint the end may still have to come from the log.
+fn refuse_cut(file: &File, path: &Path) -> io::Result<Result<(), Error>> {
+    match std::fs::metadata(beside(path, "-wal")) {
+        Ok(log) if log.len() > 0 => return Ok(Ok(())),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    // Page size and number of pages in the header (<https://sqlite.org/fileformat2.html>, 1.3.2 and
+    // 1.3.8). What is not SQLite's is found out later.
+    let mut header = [0; 32];
+    if file.read_exact_at(&mut header, 0).is_err() || !header.starts_with(b"SQLite format 3\0") {
+        return Ok(Ok(()));
+    }
+    let page_bytes = match u16::from_be_bytes([header[16], header[17]]) {
+        1 => 65536,
+        bytes => u64::from(bytes),
+    };
+    let pages = u32::from_be_bytes([header[28], header[29], header[30], header[31]]);
+    let expected = u64::from(pages) * page_bytes;
+    let length = file.metadata()?.len();
+    if length < expected {
+        return Ok(Err(Error::Corrupt {
+            path: path.to_owned(),
+            detail: format!("it has {length} bytes of {expected}"),
+        }));
+    }
+    Ok(Ok(()))
 }
 
 fn recognise(conn: &Connection, path: &Path) -> Result<(), Error> {

@@ -10,7 +10,6 @@ use crate::LeaseId;
 /// How soon to try again to end a lease whose keys could not be deleted (disk full).
 const RETRY: Duration = Duration::from_secs(1);
 
-#[derive(Debug)]
 pub(super) struct Leases {
     state: Mutex<State>,
 }

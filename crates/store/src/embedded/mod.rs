@@ -15,6 +15,7 @@ mod leases;
 mod reader;
 mod writer;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -38,7 +39,6 @@ const REQUEST_BYTES: usize = 256;
 
 const LONGEST_TTL: Duration = Duration::from_secs(366 * 24 * 3600);
 
-#[derive(Debug)]
 pub(crate) struct Embedded {
     path: PathBuf,
     readers: Readers,
@@ -166,6 +166,12 @@ impl Embedded {
         let queue = self.queue.as_ref().ok_or(Error::Closed)?;
         queue.send(Request::new(work, reply, room)).map_err(|_| Error::Closed)?;
         outcome.await.map_err(|_| Error::Closed)?
+    }
+}
+
+impl fmt::Debug for Embedded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Embedded").field("path", &self.path).finish_non_exhaustive()
     }
 }
 

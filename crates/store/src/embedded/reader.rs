@@ -7,7 +7,7 @@ use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::fault::Fault;
-use super::file;
+use super::file::{self, row_crc};
 use crate::{Error, KeyValue, LeaseId, Range, RangeResult, Revision};
 
 /// Idle connections to keep. More are opened when more threads read at once.
@@ -17,7 +17,6 @@ const MAX_IDLE: usize = 8;
 const INLINE_KEYS: usize = 128;
 const INLINE_BYTES: usize = 256 << 10;
 
-#[derive(Debug)]
 pub(super) struct Readers {
     path: PathBuf,
     idle: Mutex<Vec<Connection>>,
@@ -54,16 +53,10 @@ impl Readers {
         let read = || -> Result<Option<KeyValue>, Fault> {
             let conn = self.take()?;
             let found = conn
-                .prepare_cached("SELECT create_revision, mod_revision, lease, value FROM kv WHERE key = ?1")?
-                .query_row([key.as_bytes()], |row| {
-                    Ok(KeyValue {
-                        key: key.to_owned(),
-                        value: value(row, 3)?,
-                        create_revision: revision(row, 0)?,
-                        mod_revision: revision(row, 1)?,
-                        lease: lease(row, 2)?,
-                    })
-                })
+                .prepare_cached(
+                    "SELECT key, create_revision, mod_revision, lease, crc, value FROM kv WHERE key = ?1",
+                )?
+                .query_row([key.as_bytes()], whole)
                 .optional()?;
             self.put_back(conn);
             Ok(found)
@@ -138,11 +131,11 @@ impl RangeRead {
         let keys_only = self.range.keys_only;
         let mut statement = self.conn.prepare_cached(match (self.range.reverse, keys_only) {
             (false, false) => {
-                "SELECT key, create_revision, mod_revision, lease, value FROM kv
+                "SELECT key, create_revision, mod_revision, lease, crc, value FROM kv
                  WHERE key >= ?1 AND key < ?2 ORDER BY key"
             }
             (true, false) => {
-                "SELECT key, create_revision, mod_revision, lease, value FROM kv
+                "SELECT key, create_revision, mod_revision, lease, crc, value FROM kv
                  WHERE key >= ?1 AND key < ?2 ORDER BY key DESC"
             }
             (false, true) => {
@@ -164,15 +157,9 @@ impl RangeRead {
             if keys == 0 || bytes == 0 {
                 return Ok(());
             }
-            let kv = KeyValue {
-                key: key(row)?,
-                value: match keys_only {
-                    true => Bytes::new(),
-                    false => value(row, 4)?,
-                },
-                create_revision: revision(row, 1)?,
-                mod_revision: revision(row, 2)?,
-                lease: lease(row, 3)?,
+            let kv = match keys_only {
+                true => without_value(row)?,
+                false => whole(row)?,
             };
             self.left -= 1;
             keys -= 1;
@@ -197,8 +184,27 @@ pub(super) fn key(row: &Row<'_>) -> rusqlite::Result<String> {
     }
 }
 
-fn value(row: &Row<'_>, column: usize) -> rusqlite::Result<Bytes> {
-    Ok(Bytes::copy_from_slice(row.get_ref(column)?.as_blob()?))
+/// A row of key, create_revision, mod_revision and lease.
+fn without_value(row: &Row<'_>) -> rusqlite::Result<KeyValue> {
+    Ok(KeyValue {
+        key: key(row)?,
+        value: Bytes::new(),
+        create_revision: revision(row, 1)?,
+        mod_revision: revision(row, 2)?,
+        lease: lease(row, 3)?,
+    })
+}
+
+/// A row that also has crc and value, and is what was written.
+fn whole(row: &Row<'_>) -> rusqlite::Result<KeyValue> {
+    let mut kv = without_value(row)?;
+    let value = row.get_ref(5)?.as_blob()?;
+    if unsigned(row, 4)? != u64::from(row_crc(kv.key.as_bytes(), kv.mod_revision, value)) {
+        let damage = format!("the checksum of {} is wrong", kv.key);
+        return Err(rusqlite::Error::FromSqlConversionFailure(5, rusqlite::types::Type::Blob, damage.into()));
+    }
+    kv.value = Bytes::copy_from_slice(value);
+    Ok(kv)
 }
 
 pub(super) fn revision(row: &Row<'_>, column: usize) -> rusqlite::Result<Revision> {

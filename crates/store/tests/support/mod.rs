@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::future::Future;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use store::{CommitError, Error, KeyValue, Revision, Store};
@@ -12,9 +13,13 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// A fresh store of the engine under test, and what must live as long as it.
 pub fn fresh() -> (Store, tempfile::TempDir) {
     let dir = temp_dir();
-    let store = Store::open_embedded(&dir.path().join("state").join("store.db"))
-        .expect("a fresh directory takes a store");
+    let store = open(dir.path());
     (store, dir)
+}
+
+/// Opens the store in `dir`, again or for the first time.
+pub fn open(dir: &Path) -> Store {
+    Store::open_embedded(&dir.join("state").join("store.db")).expect("the store opens")
 }
 
 pub fn temp_dir() -> tempfile::TempDir {

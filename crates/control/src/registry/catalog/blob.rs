@@ -22,13 +22,13 @@ impl Registry {
 
     /// Keeps a blob that a pusher asked for, and will now not send, from being collected before the
     /// manifest that refers to it arrives.
-    pub(in crate::registry) async fn touch_blob(
+    pub async fn touch_blob(
         &self,
         namespace: &Namespace,
         name: &RepositoryName,
         digest: &Digest,
-        now: Millis,
     ) -> Result<BlobLink, RegistryError> {
+        let now = self.now();
         let fresh = self.options().collect_after.as_millis() as i64 / 4;
         transact(self.store(), || async move {
             let key = namespace.blob_link(name, digest);

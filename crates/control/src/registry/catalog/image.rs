@@ -386,13 +386,8 @@ impl Registry {
 
     /// Notes that the image was pulled, to the hour. Losing against another writer loses nothing that
     /// matters.
-    pub(in crate::registry) async fn note_pull(
-        &self,
-        namespace: &Namespace,
-        name: &RepositoryName,
-        image: &ImageRecord,
-        now: Millis,
-    ) {
+    pub async fn note_pull(&self, namespace: &Namespace, name: &RepositoryName, image: &ImageRecord) {
+        let now = self.now();
         if image.last_pulled_at.is_some_and(|at| now - at < PULL_GRANULARITY) {
             return;
         }

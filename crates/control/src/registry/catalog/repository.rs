@@ -88,13 +88,13 @@ impl Registry {
         &self,
         namespace: &Namespace,
         name: &RepositoryName,
-        change: impl Fn(&mut RepositoryRecord),
+        change: impl Fn(&mut RepositoryRecord) -> Result<(), RegistryError>,
     ) -> Result<RepositoryRecord, RegistryError> {
         let change = &change;
         transact(self.store(), || async move {
             let read = read(self.store(), namespace, name).await?;
             let mut record = read.value;
-            change(&mut record);
+            change(&mut record)?;
             let key = namespace.repository(name);
             let txn = Txn::new().expect_revision(key.as_str(), read.revision);
             Ok(Decision::Commit(txn.put_json(key, &record), record))

@@ -41,7 +41,7 @@ async fn head(call: &Call, name: &RepositoryName, digest: &Digest) -> Result<Res
     let (registry, namespace) = (&call.registry, &call.namespace);
     let link = if call.may_push() {
         // A pusher asks so as not to send it: keep it until the manifest comes.
-        registry.touch_blob(namespace, name, digest, registry.now()).await?
+        registry.touch_blob(namespace, name, digest).await?
     } else {
         registry.blob(namespace, name, digest).await?
     };

@@ -148,6 +148,7 @@ impl From<RegistryError> for ApiError {
             RegistryError::ImageNotFound { .. } => Code::ManifestUnknown,
             RegistryError::TagImmutable { .. } | RegistryError::TooManyTags(_) => Code::TagInvalid,
             RegistryError::ImageReferenced(_)
+            | RegistryError::TooManyResourceTags(_)
             | RegistryError::BlobReferenced(_)
             | RegistryError::RepositoryExists(_)
             | RegistryError::RepositoryNotEmpty(_) => Code::Denied,

@@ -53,7 +53,7 @@ async fn get(call: &Call, name: &RepositoryName, reference: &Reference) -> Resul
         return finish(response, Body::empty());
     }
     let bytes = registry.manifest_bytes(&image).await?;
-    registry.note_pull(&call.namespace, name, &image, registry.now()).await;
+    registry.note_pull(&call.namespace, name, &image).await;
     finish(response, Body::from(bytes))
 }
 

@@ -1,0 +1,27 @@
+//! GetRepositoryPolicy: the repository's resource policy.
+
+use aws_api::Error;
+use aws_api::ecr::{GetRepositoryPolicyRequest, GetRepositoryPolicyResponse};
+
+use super::error::repository_policy_not_found;
+use super::target::Target;
+use crate::api::Caller;
+use crate::registry::Registry;
+
+/// # Errors
+/// What the client did wrong, in the service's words.
+pub async fn handle(
+    registry: &Registry,
+    caller: &Caller,
+    input: GetRepositoryPolicyRequest,
+) -> Result<GetRepositoryPolicyResponse, Error> {
+    let target = Target::new(caller, input.registry_id.as_deref(), &input.repository_name)?;
+    let found = registry.repository_policy(&target.namespace, &target.name).await;
+    let policy = found.map_err(|error| target.error(error))?;
+    let policy = policy.ok_or_else(|| repository_policy_not_found(&target))?;
+    Ok(GetRepositoryPolicyResponse {
+        registry_id: Some(target.registry_id()),
+        repository_name: Some(target.repository_name()),
+        policy_text: Some(policy.text),
+    })
+}
