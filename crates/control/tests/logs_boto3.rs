@@ -4,32 +4,17 @@
 use std::net::Ipv4Addr;
 use std::process::Stdio;
 
-use aws_api::logs::operation;
-use aws_api::{Error, Operation, eventstream};
+use aws_api::Error;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::response::Response;
-use control::api::Caller;
 use control::api::logs::{self, Logs};
+use control::api::{Answer, Caller};
 use control::clock::Clock;
 use control::telemetry::logs::LogStore;
 use http_body_util::BodyExt;
 use model::{AccountId, Region};
-
-/// Decodes the request for the operation that it names, and encodes what its handler answers.
-macro_rules! dispatch {
-    ($routed:ident, $body:ident, $logs:ident, $caller:ident; $($operation:ident => $handler:ident),+ $(,)?) => {
-        match $routed.operation.name {
-            $(operation::$operation::NAME => {
-                let input = $routed.decode::<operation::$operation>(&$body)?;
-                let output = logs::$handler::handle(&$logs, &$caller, input).await?;
-                Ok($routed.encode_ok(&output, "request").map(Body::from))
-            })+
-            other => panic!("{other} is not served"),
-        }
-    };
-}
 
 async fn answer(logs: Logs, parts: &http::request::Parts, body: Bytes) -> Result<Response, Error> {
     let routed = aws_api::route(parts, &body)?;
@@ -40,33 +25,10 @@ async fn answer(logs: Logs, parts: &http::request::Parts, body: Bytes) -> Result
         principal_arn: "arn:aws:iam::123456789012:root".into(),
         request_id: "request".into(),
     };
-    if routed.operation.name == operation::StartLiveTail::NAME {
-        let input = routed.decode::<operation::StartLiveTail>(&body)?;
-        let stream = logs::start_live_tail::handle(&logs, &caller, input).await?;
-        let response = Response::builder().header("content-type", eventstream::CONTENT_TYPE);
-        return Ok(response.body(Body::new(stream)).expect("response"));
+    match logs::dispatch(&logs, &caller, &routed, &body).await? {
+        Answer::Whole(response) => Ok(response.map(Body::from)),
+        Answer::Stream(response) => Ok(response),
     }
-    dispatch!(routed, body, logs, caller;
-        CreateLogGroup => create_log_group,
-        CreateLogStream => create_log_stream,
-        DeleteLogGroup => delete_log_group,
-        DeleteLogStream => delete_log_stream,
-        DeleteRetentionPolicy => delete_retention_policy,
-        DescribeLogGroups => describe_log_groups,
-        DescribeLogStreams => describe_log_streams,
-        FilterLogEvents => filter_log_events,
-        GetLogEvents => get_log_events,
-        ListLogGroups => list_log_groups,
-        ListTagsForResource => list_tags_for_resource,
-        ListTagsLogGroup => list_tags_log_group,
-        PutLogEvents => put_log_events,
-        PutRetentionPolicy => put_retention_policy,
-        TagLogGroup => tag_log_group,
-        TagResource => tag_resource,
-        TestMetricFilter => test_metric_filter,
-        UntagLogGroup => untag_log_group,
-        UntagResource => untag_resource,
-    )
 }
 
 async fn serve(State(logs): State<Logs>, request: Request) -> Response {

@@ -31,9 +31,13 @@ mod tests;
 
 use std::sync::Arc;
 
-use aws_api::Error;
-use aws_api::logs::error;
+use aws_api::logs::{error, operation};
+use aws_api::{Error, Operation, Routed, eventstream};
+use axum::body::Body;
+use axum::response::Response;
+use http::{HeaderValue, header};
 
+use crate::api::{Answer, Caller, answer::serve};
 use crate::clock::Clock;
 use crate::telemetry::filter::{FilterPattern, PatternError};
 use crate::telemetry::logs::{LogError, LogStore};
@@ -43,6 +47,42 @@ use crate::telemetry::logs::{LogError, LogStore};
 pub struct Logs {
     pub store: LogStore,
     pub clock: Clock,
+}
+
+/// Serves a request for CloudWatch Logs.
+///
+/// # Errors
+/// The operation's own, and the protocol's for an operation that is not served.
+pub async fn dispatch(logs: &Logs, caller: &Caller, routed: &Routed, body: &[u8]) -> Result<Answer, Error> {
+    if routed.operation.name == operation::StartLiveTail::NAME {
+        let input = routed.decode::<operation::StartLiveTail>(body)?;
+        let stream = start_live_tail::handle(logs, caller, input).await?;
+        let mut response = Response::new(Body::new(stream));
+        let content_type = HeaderValue::from_static(eventstream::CONTENT_TYPE);
+        response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+        return Ok(Answer::Stream(response));
+    }
+    serve!(aws_api::logs::operation, logs, caller, routed, body, {
+        CreateLogGroup => create_log_group,
+        CreateLogStream => create_log_stream,
+        DeleteLogGroup => delete_log_group,
+        DeleteLogStream => delete_log_stream,
+        DeleteRetentionPolicy => delete_retention_policy,
+        DescribeLogGroups => describe_log_groups,
+        DescribeLogStreams => describe_log_streams,
+        FilterLogEvents => filter_log_events,
+        GetLogEvents => get_log_events,
+        ListLogGroups => list_log_groups,
+        ListTagsForResource => list_tags_for_resource,
+        ListTagsLogGroup => list_tags_log_group,
+        PutLogEvents => put_log_events,
+        PutRetentionPolicy => put_retention_policy,
+        TagLogGroup => tag_log_group,
+        TagResource => tag_resource,
+        TestMetricFilter => test_metric_filter,
+        UntagLogGroup => untag_log_group,
+        UntagResource => untag_resource,
+    })
 }
 
 /// The sequence token in answers. "The sequence token is now ignored" (`PutLogEvents`), but older
