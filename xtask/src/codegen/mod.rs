@@ -127,3 +127,12 @@ fn compare(files: &[(PathBuf, String)]) -> anyhow::Result<()> {
     }
     bail!("out of date, run `cargo xtask codegen` and commit:\n  {}", stale.join("\n  "))
 }
+
+#[cfg(test)]
+mod tests {
+    /// Needs the botocore that `codegen.json` names.
+    #[test]
+    fn the_committed_output_is_current() {
+        super::run(&crate::workspace_root().unwrap(), None, true).unwrap();
+    }
+}

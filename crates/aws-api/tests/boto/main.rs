@@ -17,7 +17,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 CONFIG = Config(retries={"total_max_attempts": 1}, parameter_validation=False,
-                inject_host_prefix=False, user_agent_extra="coracle  test")
+                user_agent_extra="coracle  test")
 
 def client(service, **more):
     return boto3.client(service, config=CONFIG, **more)
@@ -53,6 +53,8 @@ fn environment(server: &Server) -> Vec<(&'static str, String)> {
         ("AWS_DEFAULT_REGION", REGION.to_owned()),
         ("AWS_CONFIG_FILE", "/nonexistent".to_owned()),
         ("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent".to_owned()),
+        // Else StartLiveTail would go to the host `stream-127.0.0.1`.
+        ("AWS_DISABLE_HOST_PREFIX_INJECTION", "true".to_owned()),
         ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
         ("NO_PROXY", "*".to_owned()),
     ]
