@@ -56,15 +56,23 @@ impl AccessKey {
     /// # Errors
     /// The file cannot be read or written, or is no credentials file.
     pub fn load_or_create(path: &Path) -> Result<Self, KeyError> {
-        match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(path, &text),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        match Self::load(path) {
+            Err(KeyError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 let key = Self::random();
                 key.write(path)?;
                 Ok(key)
             }
-            Err(source) => Err(KeyError::Read { path: path.to_owned(), source }),
+            other => other,
         }
+    }
+
+    /// Reads the key from a file in the format of `~/.aws/credentials`.
+    ///
+    /// # Errors
+    /// The file cannot be read or is no credentials file.
+    pub fn load(path: &Path) -> Result<Self, KeyError> {
+        let text = std::fs::read_to_string(path);
+        Self::parse(path, &text.map_err(|source| KeyError::Read { path: path.to_owned(), source })?)
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, KeyError> {
@@ -84,10 +92,7 @@ impl AccessKey {
             }
         }
         let missing = |field| KeyError::Incomplete { path: path.to_owned(), field };
-        Self::new(
-            id.ok_or_else(|| missing("aws_access_key_id"))?,
-            secret.ok_or_else(|| missing("aws_secret_access_key"))?,
-        )
+        Self::new(id.ok_or_else(|| missing("aws_access_key_id"))?, secret.ok_or_else(|| missing("aws_secret_access_key"))?)
     }
 
     /// Replaces the file atomically.
@@ -97,8 +102,7 @@ impl AccessKey {
     pub fn write(&self, path: &Path) -> Result<(), KeyError> {
         let write = || -> io::Result<()> {
             let new = path.with_extension("new");
-            let options =
-                std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new);
+            let options = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new);
             let mut file = options?;
             writeln!(file, "[default]")?;
             writeln!(file, "aws_access_key_id = {}", self.id)?;
@@ -130,8 +134,7 @@ mod tests {
 
     #[test]
     fn a_damaged_file_says_what_is_missing() {
-        let error = AccessKey::parse(Path::new("x"), "[default]\naws_access_key_id = AKIAAAAAAAAAAAAAAAAA\n")
-            .unwrap_err();
+        let error = AccessKey::parse(Path::new("x"), "[default]\naws_access_key_id = AKIAAAAAAAAAAAAAAAAA\n").unwrap_err();
         assert!(error.to_string().contains("aws_secret_access_key"));
         assert!(matches!(AccessKey::new("short", "12345678"), Err(KeyError::BadId)));
         assert!(matches!(AccessKey::new("AKIAAAAAAAAAAAAAAAAA", "with space"), Err(KeyError::BadSecret)));
