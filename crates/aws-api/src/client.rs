@@ -1,5 +1,7 @@
 //! The client's side of the JSON protocols, without I/O: what to send, and what was answered.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Request, StatusCode, Uri};
@@ -67,11 +69,8 @@ const fn json_service<O: Operation>() -> &'static crate::ServiceInfo {
 
 /// The error in an answer's body; one of its status alone if the body is none of ours.
 pub fn parse_error(status: StatusCode, body: &[u8]) -> Error {
-    let mut fields = match serde_json::from_slice(body) {
-        Ok(Value::Object(fields)) => fields,
-        _ => serde_json::Map::new(),
-    };
-    let mut take = |name: &str| match fields.shift_remove(name) {
+    let mut fields: BTreeMap<String, Value> = serde_json::from_slice(body).unwrap_or_default();
+    let mut take = |name: &str| match fields.remove(name) {
         Some(Value::String(text)) => Some(text),
         _ => None,
     };

@@ -1,8 +1,9 @@
 //! AWS's errors.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 /// Who is to blame, as the Query protocol's `<Type>` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +26,7 @@ pub struct Error {
     /// Who is to blame; follows the status unless set.
     pub fault: Fault,
     /// The error shape's further members.
-    pub fields: Map<String, Value>,
+    pub fields: BTreeMap<String, Value>,
 }
 
 impl Error {
@@ -36,7 +37,7 @@ impl Error {
             message: message.into(),
             http_status,
             fault: if http_status < 500 { Fault::Sender } else { Fault::Receiver },
-            fields: Map::new(),
+            fields: BTreeMap::new(),
         }
     }
 

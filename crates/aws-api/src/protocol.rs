@@ -109,11 +109,12 @@ impl Protocol {
 
 /// `{"__type": code, "message": …}` with the error shape's further members.
 fn json_error(error: &Error) -> Vec<u8> {
-    let mut body = error.fields.clone();
+    let mut body = serde_json::Map::new();
     body.insert("__type".to_owned(), Value::from(error.code.as_str()));
     if !error.message.is_empty() {
         body.insert("message".to_owned(), Value::from(error.message.as_str()));
     }
+    body.extend(error.fields.clone());
     Value::Object(body).to_string().into_bytes()
 }
 

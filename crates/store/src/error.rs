@@ -11,9 +11,7 @@ use crate::{LeaseId, Revision};
 pub enum Error {
     #[error("a key must not be empty")]
     EmptyKey,
-    #[error(
-        "the key beginning with {start:?} has {bytes} bytes; at most {MAX_KEY_BYTES} are allowed"
-    )]
+    #[error("the key beginning with {start:?} has {bytes} bytes; at most {MAX_KEY_BYTES} are allowed")]
     KeyTooLong { start: String, bytes: usize },
     #[error("the value of {key} has {bytes} bytes; at most {MAX_VALUE_BYTES} are allowed")]
     ValueTooLarge { key: String, bytes: usize },
@@ -51,11 +49,7 @@ pub enum Error {
     #[error(
         "the state in {} has format {found}, and this program knows formats up to {supported}; use a newer coracle", path.display()
     )]
-    NewerFormat {
-        path: PathBuf,
-        found: i64,
-        supported: i64,
-    },
+    NewerFormat { path: PathBuf, found: i64, supported: i64 },
     #[error("cannot {action} {}", path.display())]
     Io {
         action: &'static str,

@@ -131,17 +131,11 @@ impl History {
         let state = &mut *state;
         let notify = Arc::new(Notify::new());
         let after = after.map_or(state.last, |after| after.0);
-        let mut following = Following {
-            after,
-            pending: VecDeque::new(),
-            failed: None,
-            notify: Arc::clone(&notify),
-        };
+        let mut following =
+            Following { after, pending: VecDeque::new(), failed: None, notify: Arc::clone(&notify) };
         let floor = state.floor();
         if after < floor {
-            following.failed = Some(WatchError::Compacted {
-                after: Revision(floor),
-            });
+            following.failed = Some(WatchError::Compacted { after: Revision(floor) });
         } else {
             for transaction in &state.ring {
                 let concerns = |event: &Event| event.key().starts_with(prefix);
@@ -158,11 +152,7 @@ impl History {
             *state.lengths.entry(prefix.len()).or_default() += 1;
         }
         same.push(id);
-        Follower {
-            id,
-            prefix: prefix.to_owned(),
-            notify,
-        }
+        Follower { id, prefix: prefix.to_owned(), notify }
     }
 
     pub(crate) fn unfollow(&self, follower: &Follower) {
@@ -210,12 +200,7 @@ impl History {
         let concerns = |event: &&Event| event.key().starts_with(&follower.prefix);
         Some(Ok(WatchBatch {
             revision: Revision(transaction.revision),
-            events: transaction
-                .events
-                .iter()
-                .filter(concerns)
-                .cloned()
-                .collect(),
+            events: transaction.events.iter().filter(concerns).cloned().collect(),
         }))
     }
 }
@@ -246,8 +231,7 @@ impl State {
         self.bytes += transaction.bytes();
         self.last = revision;
         self.ring.push_back(Arc::new(transaction));
-        while self.ring.len() > 1 && (self.ring.len() > MAX_TRANSACTIONS || self.bytes > MAX_BYTES)
-        {
+        while self.ring.len() > 1 && (self.ring.len() > MAX_TRANSACTIONS || self.bytes > MAX_BYTES) {
             if let Some(oldest) = self.ring.pop_front() {
                 self.bytes -= oldest.bytes();
             }
@@ -257,8 +241,7 @@ impl State {
 
 impl Following {
     fn add(&mut self, revision: u64) {
-        if revision <= self.after || self.failed.is_some() || self.pending.back() == Some(&revision)
-        {
+        if revision <= self.after || self.failed.is_some() || self.pending.back() == Some(&revision) {
             return;
         }
         if self.pending.len() == MAX_PENDING {

@@ -23,10 +23,8 @@ pub struct JsonRange<T> {
 impl KeyValue {
     /// The value decoded from JSON; the error names the key and never shows the value.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Error> {
-        serde_json::from_slice(&self.value).map_err(|error| Error::Decode {
-            key: self.key.clone(),
-            detail: without_value(&error),
-        })
+        serde_json::from_slice(&self.value)
+            .map_err(|error| Error::Decode { key: self.key.clone(), detail: without_value(&error) })
     }
 }
 
@@ -41,40 +39,21 @@ fn without_value(error: &serde_json::Error) -> String {
 
 impl Store {
     /// [`get`](Store::get), decoded from JSON.
-    pub async fn get_json<T: DeserializeOwned>(
-        &self,
-        key: &str,
-    ) -> Result<Option<Versioned<T>>, Error> {
+    pub async fn get_json<T: DeserializeOwned>(&self, key: &str) -> Result<Option<Versioned<T>>, Error> {
         let Some(kv) = self.get(key).await? else {
             return Ok(None);
         };
-        Ok(Some(Versioned {
-            value: kv.json()?,
-            revision: kv.mod_revision,
-        }))
+        Ok(Some(Versioned { value: kv.json()?, revision: kv.mod_revision }))
     }
 
     /// [`range`](Store::range), every value decoded from JSON; the first that cannot be is the error.
-    pub async fn range_json<T: DeserializeOwned>(
-        &self,
-        range: Range,
-    ) -> Result<JsonRange<T>, Error> {
+    pub async fn range_json<T: DeserializeOwned>(&self, range: Range) -> Result<JsonRange<T>, Error> {
         let found = self.range(range).await?;
         let mut entries = Vec::with_capacity(found.kvs.len());
         for kv in found.kvs {
             let value = kv.json()?;
-            entries.push((
-                kv.key,
-                Versioned {
-                    value,
-                    revision: kv.mod_revision,
-                },
-            ));
+            entries.push((kv.key, Versioned { value, revision: kv.mod_revision }));
         }
-        Ok(JsonRange {
-            entries,
-            more: found.more,
-            revision: found.revision,
-        })
+        Ok(JsonRange { entries, more: found.more, revision: found.revision })
     }
 }

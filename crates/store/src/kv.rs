@@ -7,9 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// A point in the store's history: the number of transactions that have changed something. It grows
 /// by one with each such transaction and never goes back.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Revision(pub u64);
 

@@ -61,9 +61,7 @@ impl Store {
     /// Blocks on disk I/O: call it at start-up or from a blocking thread.
     pub fn open_embedded(path: &Path) -> Result<Store, Error> {
         let engine = Embedded::open(path)?;
-        Ok(Store {
-            engine: Engine::Embedded(Arc::new(engine)),
-        })
+        Ok(Store { engine: Engine::Embedded(Arc::new(engine)) })
     }
 
     /// The key's current value, or `None` if there is no such key. Sees every commit that was

@@ -15,13 +15,7 @@ pub struct Range {
 impl Range {
     /// All keys that begin with `prefix`; the empty prefix means all keys.
     pub fn prefix(prefix: impl Into<String>) -> Range {
-        Range {
-            prefix: prefix.into(),
-            after: None,
-            limit: None,
-            keys_only: false,
-            reverse: false,
-        }
+        Range { prefix: prefix.into(), after: None, limit: None, keys_only: false, reverse: false }
     }
 
     /// Only the keys that follow `key` in the direction of reading (with [`reverse`](Range::reverse)

@@ -44,17 +44,9 @@ pub(crate) enum Expect {
 }
 
 pub(crate) enum Write {
-    Put {
-        key: String,
-        value: Bytes,
-        lease: Option<LeaseId>,
-    },
-    Delete {
-        key: String,
-    },
-    DeletePrefix {
-        prefix: String,
-    },
+    Put { key: String, value: Bytes, lease: Option<LeaseId> },
+    Delete { key: String },
+    DeletePrefix { prefix: String },
 }
 
 impl Txn {
@@ -81,26 +73,13 @@ impl Txn {
 
     /// Writes `value` to the key, and detaches it from any lease.
     pub fn put(self, key: impl Into<String>, value: impl Into<Bytes>) -> Txn {
-        self.write(Write::Put {
-            key: key.into(),
-            value: value.into(),
-            lease: None,
-        })
+        self.write(Write::Put { key: key.into(), value: value.into(), lease: None })
     }
 
     /// Writes `value` to the key and attaches it to `lease`. The commit fails with
     /// [`Error::LeaseNotFound`] if the lease has ended.
-    pub fn put_with_lease(
-        self,
-        key: impl Into<String>,
-        value: impl Into<Bytes>,
-        lease: LeaseId,
-    ) -> Txn {
-        self.write(Write::Put {
-            key: key.into(),
-            value: value.into(),
-            lease: Some(lease),
-        })
+    pub fn put_with_lease(self, key: impl Into<String>, value: impl Into<Bytes>, lease: LeaseId) -> Txn {
+        self.write(Write::Put { key: key.into(), value: value.into(), lease: Some(lease) })
     }
 
     /// Writes `value` as JSON to the key. A value that has no JSON form makes the commit fail with
@@ -119,18 +98,9 @@ impl Txn {
         self.put_json_as(key.into(), value, Some(lease))
     }
 
-    fn put_json_as<T: Serialize + ?Sized>(
-        mut self,
-        key: String,
-        value: &T,
-        lease: Option<LeaseId>,
-    ) -> Txn {
+    fn put_json_as<T: Serialize + ?Sized>(mut self, key: String, value: &T, lease: Option<LeaseId>) -> Txn {
         match serde_json::to_vec(value) {
-            Ok(json) => self.write(Write::Put {
-                key,
-                value: json.into(),
-                lease,
-            }),
+            Ok(json) => self.write(Write::Put { key, value: json.into(), lease }),
             Err(source) => {
                 self.invalid.get_or_insert(Error::Encode { key, source });
                 self
@@ -145,9 +115,7 @@ impl Txn {
 
     /// Deletes every key that begins with `prefix`; the empty prefix means all keys.
     pub fn delete_prefix(self, prefix: impl Into<String>) -> Txn {
-        self.write(Write::DeletePrefix {
-            prefix: prefix.into(),
-        })
+        self.write(Write::DeletePrefix { prefix: prefix.into() })
     }
 
     /// Whether it has neither guards nor writes.
@@ -156,10 +124,7 @@ impl Txn {
     }
 
     fn expect(mut self, key: impl Into<String>, expect: Expect) -> Txn {
-        self.guards.push(Guard {
-            key: key.into(),
-            expect,
-        });
+        self.guards.push(Guard { key: key.into(), expect });
         self
     }
 
@@ -196,10 +161,7 @@ impl Txn {
                 Write::Put { key, value, .. } => {
                     check_key(key)?;
                     if value.len() > MAX_VALUE_BYTES {
-                        return Err(Error::ValueTooLarge {
-                            key: key.clone(),
-                            bytes: value.len(),
-                        });
+                        return Err(Error::ValueTooLarge { key: key.clone(), bytes: value.len() });
                     }
                 }
                 Write::Delete { key } => check_key(key)?,
@@ -214,10 +176,7 @@ impl Txn {
 /// Without the values: they may hold secrets.
 impl fmt::Debug for Txn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Txn")
-            .field("guards", &self.guards)
-            .field("writes", &self.writes)
-            .finish()
+        f.debug_struct("Txn").field("guards", &self.guards).field("writes", &self.writes).finish()
     }
 }
 
@@ -251,10 +210,7 @@ fn check_key(key: &str) -> Result<(), Error> {
 fn check_length(key: &str) -> Result<(), Error> {
     if key.len() > MAX_KEY_BYTES {
         // Enough of it to be found in the caller's code, not a megabyte in a log.
-        return Err(Error::KeyTooLong {
-            start: key.chars().take(64).collect(),
-            bytes: key.len(),
-        });
+        return Err(Error::KeyTooLong { start: key.chars().take(64).collect(), bytes: key.len() });
     }
     Ok(())
 }
@@ -280,9 +236,7 @@ fn check_overlaps(writes: &[Write]) -> Result<(), Error> {
     }
     for key in put {
         if deleted.contains(key) || prefixes.iter().any(|prefix| key.starts_with(prefix)) {
-            return Err(Error::DuplicateKey {
-                key: key.to_owned(),
-            });
+            return Err(Error::DuplicateKey { key: key.to_owned() });
         }
     }
     Ok(())

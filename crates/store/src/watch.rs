@@ -42,18 +42,13 @@ pub struct Watch {
 
 #[derive(Debug)]
 enum Source {
-    Embedded {
-        history: Arc<History>,
-        follower: Follower,
-    },
+    Embedded { history: Arc<History>, follower: Follower },
 }
 
 impl Watch {
     pub(crate) fn embedded(history: Arc<History>, prefix: &str, after: Option<Revision>) -> Watch {
         let follower = history.follow(prefix, after);
-        Watch {
-            source: Source::Embedded { history, follower },
-        }
+        Watch { source: Source::Embedded { history, follower } }
     }
 
     /// The next transaction's changes, in revision order and without gaps. Waits for one; dropping

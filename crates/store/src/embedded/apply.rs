@@ -46,15 +46,11 @@ pub(super) fn apply(
         Work::Commit(txn) => {
             for guard in &txn.guards {
                 if !holds(conn, guard)? {
-                    return Ok(Outcome::Conflict {
-                        key: guard.key.clone(),
-                    });
+                    return Ok(Outcome::Conflict { key: guard.key.clone() });
                 }
             }
             for write in &txn.writes {
-                if let Write::Put {
-                    lease: Some(lease), ..
-                } = write
+                if let Write::Put { lease: Some(lease), .. } = write
                     && !lease_exists(conn, *lease)?
                 {
                     return Ok(Outcome::NoLease(*lease));
@@ -69,9 +65,7 @@ pub(super) fn apply(
                 .execute((lease.0 as i64, ttl.as_millis() as i64))?;
         }
         Work::End(lease) => {
-            let ended = conn
-                .prepare_cached("DELETE FROM lease WHERE id = ?1")?
-                .execute([lease.0 as i64])?;
+            let ended = conn.prepare_cached("DELETE FROM lease WHERE id = ?1")?.execute([lease.0 as i64])?;
             if ended == 0 {
                 return Ok(Outcome::NoLease(*lease));
             }
@@ -82,11 +76,7 @@ pub(super) fn apply(
             add_deletions(keys, events);
         }
     }
-    Ok(Outcome::Done(if events.is_empty() {
-        revision
-    } else {
-        next
-    }))
+    Ok(Outcome::Done(if events.is_empty() { revision } else { next }))
 }
 
 fn holds(conn: &Connection, guard: &Guard) -> rusqlite::Result<bool> {
@@ -106,8 +96,7 @@ fn lease_exists(conn: &Connection, lease: LeaseId) -> rusqlite::Result<bool> {
     let Ok(id) = i64::try_from(lease.0) else {
         return Ok(false);
     };
-    conn.prepare_cached("SELECT 1 FROM lease WHERE id = ?1")?
-        .exists([id])
+    conn.prepare_cached("SELECT 1 FROM lease WHERE id = ?1")?.exists([id])
 }
 
 fn do_write(
@@ -129,12 +118,7 @@ fn do_write(
                      RETURNING create_revision",
                 )?
                 .query_row(
-                    (
-                        key.as_bytes(),
-                        revision.0 as i64,
-                        lease.map(|lease| lease.0 as i64),
-                        &value[..],
-                    ),
+                    (key.as_bytes(), revision.0 as i64, lease.map(|lease| lease.0 as i64), &value[..]),
                     |row| reader::revision(row, 0),
                 )?;
             events.push(Event::Put(KeyValue {
@@ -148,9 +132,7 @@ fn do_write(
             }));
         }
         Write::Delete { key } => {
-            let deleted = conn
-                .prepare_cached("DELETE FROM kv WHERE key = ?1")?
-                .execute([key.as_bytes()])?;
+            let deleted = conn.prepare_cached("DELETE FROM kv WHERE key = ?1")?.execute([key.as_bytes()])?;
             if deleted > 0 {
                 events.push(Event::Delete { key: key.clone() });
             }

@@ -34,10 +34,7 @@ impl Fault {
 
     /// Another process holds the file locked.
     pub(super) fn is_busy(&self) -> bool {
-        matches!(
-            self.0.sqlite_error_code(),
-            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
-        )
+        matches!(self.0.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
     }
 
     pub(super) fn is_not_a_database(&self) -> bool {
@@ -64,15 +61,9 @@ impl Fault {
         if self.is_no_space() {
             Error::NoSpace { path }
         } else if self.is_damage() {
-            Error::Corrupt {
-                path,
-                detail: self.to_string(),
-            }
+            Error::Corrupt { path, detail: self.to_string() }
         } else {
-            Error::Engine {
-                path,
-                source: Box::new(self),
-            }
+            Error::Engine { path, source: Box::new(self) }
         }
     }
 }

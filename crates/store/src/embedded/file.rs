@@ -129,9 +129,7 @@ fn initialise(draft: &Path) -> Result<(), Fault> {
 pub(super) fn publish(draft: &Path, path: &Path) -> Result<(), Error> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     let failed = |source: io::Error| io_error("create", path, source);
-    File::open(draft)
-        .and_then(|file| file.sync_all())
-        .map_err(failed)?;
+    File::open(draft).and_then(|file| file.sync_all()).map_err(failed)?;
     match renameat_with(CWD, draft, CWD, path, RenameFlags::NOREPLACE) {
         Ok(()) => {}
         // Not every file system can: a hard link, too, fails on a name that is taken.
@@ -177,16 +175,10 @@ fn sync_directory(directory: &Path) -> Result<(), Error> {
 fn refuse_foreign(path: &Path) -> Result<(), Error> {
     let metadata = std::fs::metadata(path).map_err(|source| io_error("open", path, source))?;
     if !metadata.is_file() {
-        return Err(Error::Foreign {
-            path: path.to_owned(),
-            detail: "it is not a regular file".to_owned(),
-        });
+        return Err(Error::Foreign { path: path.to_owned(), detail: "it is not a regular file".to_owned() });
     }
     if metadata.len() == 0 {
-        return Err(Error::Corrupt {
-            path: path.to_owned(),
-            detail: "the file is empty".to_owned(),
-        });
+        return Err(Error::Corrupt { path: path.to_owned(), detail: "the file is empty".to_owned() });
     }
     // SQLite reports a file that it may not open without saying why.
     OpenOptions::new()
@@ -201,10 +193,7 @@ fn recognise(conn: &Connection, path: &Path) -> Result<(), Error> {
     let pragma = |name: &str| -> Result<i64, Fault> {
         Ok(conn.query_row(&format!("PRAGMA {name}"), [], |row| row.get(0))?)
     };
-    let foreign = |detail: &str| Error::Foreign {
-        path: path.to_owned(),
-        detail: detail.to_owned(),
-    };
+    let foreign = |detail: &str| Error::Foreign { path: path.to_owned(), detail: detail.to_owned() };
     let owner = pragma("application_id").map_err(|fault| {
         if fault.is_not_a_database() {
             foreign("its content is not a database, or its first bytes are damaged")
@@ -217,11 +206,7 @@ fn recognise(conn: &Connection, path: &Path) -> Result<(), Error> {
     }
     let format = pragma("user_version").map_err(|fault| fault.on(path))?;
     if format > FORMAT {
-        return Err(Error::NewerFormat {
-            path: path.to_owned(),
-            found: format,
-            supported: FORMAT,
-        });
+        return Err(Error::NewerFormat { path: path.to_owned(), found: format, supported: FORMAT });
     }
     if format < FORMAT {
         return Err(foreign(&format!("there is no format {format}")));
@@ -235,30 +220,20 @@ fn check(conn: &Connection, path: &Path) -> Result<(), Error> {
         .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
         .map_err(|error| Fault::from(error).on(path))?;
     if verdict != "ok" {
-        return Err(Error::Corrupt {
-            path: path.to_owned(),
-            detail: verdict.replace('\n', " "),
-        });
+        return Err(Error::Corrupt { path: path.to_owned(), detail: verdict.replace('\n', " ") });
     }
     Ok(())
 }
 
 pub(super) fn exists(path: &Path) -> Result<bool, Error> {
-    path.try_exists()
-        .map_err(|source| io_error("open", path, source))
+    path.try_exists().map_err(|source| io_error("open", path, source))
 }
 
 pub(super) fn io_error(action: &'static str, path: &Path, source: io::Error) -> Error {
     if source.kind() == io::ErrorKind::StorageFull {
-        return Error::NoSpace {
-            path: path.to_owned(),
-        };
+        return Error::NoSpace { path: path.to_owned() };
     }
-    Error::Io {
-        action,
-        path: path.to_owned(),
-        source,
-    }
+    Error::Io { action, path: path.to_owned(), source }
 }
 
 /// `path` with `suffix` appended to its last part.

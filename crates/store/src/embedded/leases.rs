@@ -33,9 +33,7 @@ struct Lease {
 impl Leases {
     /// All with their whole time before them.
     pub(super) fn new(leases: impl IntoIterator<Item = (LeaseId, Duration)>) -> Leases {
-        let this = Leases {
-            state: Mutex::default(),
-        };
+        let this = Leases { state: Mutex::default() };
         for (id, ttl) in leases {
             this.insert(id, ttl);
         }
@@ -49,14 +47,7 @@ impl Leases {
     pub(super) fn insert(&self, id: LeaseId, ttl: Duration) {
         let deadline = Instant::now() + ttl;
         let mut state = self.lock();
-        state.leases.insert(
-            id,
-            Lease {
-                ttl,
-                deadline,
-                ending: false,
-            },
-        );
+        state.leases.insert(id, Lease { ttl, deadline, ending: false });
         state.expect(deadline);
     }
 

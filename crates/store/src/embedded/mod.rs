@@ -116,9 +116,7 @@ impl Embedded {
     }
 
     pub(crate) fn keep_alive(&self, lease: LeaseId) -> Result<Duration, Error> {
-        self.leases
-            .keep_alive(lease)
-            .ok_or(Error::LeaseNotFound(lease))
+        self.leases.keep_alive(lease).ok_or(Error::LeaseNotFound(lease))
     }
 
     pub(crate) async fn revoke(&self, lease: LeaseId) -> Result<Revision, Error> {
@@ -146,9 +144,7 @@ impl Embedded {
             let conn = file::open_reader(&self.path)?;
             // VACUUM INTO counts as a write, though it writes another file.
             conn.pragma_update(None, "query_only", false)?;
-            let name = draft
-                .to_str()
-                .ok_or(rusqlite::Error::InvalidPath(draft.clone()))?;
+            let name = draft.to_str().ok_or(rusqlite::Error::InvalidPath(draft.clone()))?;
             conn.execute("VACUUM INTO ?1", [name])?;
             Ok(())
         };
@@ -168,9 +164,7 @@ impl Embedded {
             .map_err(|_| Error::Closed)?;
         let (reply, outcome) = oneshot::channel();
         let queue = self.queue.as_ref().ok_or(Error::Closed)?;
-        queue
-            .send(Request::new(work, reply, room))
-            .map_err(|_| Error::Closed)?;
+        queue.send(Request::new(work, reply, room)).map_err(|_| Error::Closed)?;
         outcome.await.map_err(|_| Error::Closed)?
     }
 }

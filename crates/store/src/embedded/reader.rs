@@ -27,10 +27,7 @@ impl Readers {
     /// Opens one connection, so that the first read need not.
     pub(super) fn new(path: &Path) -> Result<Readers, Error> {
         let first = file::open_reader(path).map_err(|fault| fault.on(path))?;
-        Ok(Readers {
-            path: path.to_owned(),
-            idle: Mutex::new(vec![first]),
-        })
+        Ok(Readers { path: path.to_owned(), idle: Mutex::new(vec![first]) })
     }
 
     fn take(&self) -> Result<Connection, Fault> {
@@ -57,9 +54,7 @@ impl Readers {
         let read = || -> Result<Option<KeyValue>, Fault> {
             let conn = self.take()?;
             let found = conn
-                .prepare_cached(
-                    "SELECT create_revision, mod_revision, lease, value FROM kv WHERE key = ?1",
-                )?
+                .prepare_cached("SELECT create_revision, mod_revision, lease, value FROM kv WHERE key = ?1")?
                 .query_row([key.as_bytes()], |row| {
                     Ok(KeyValue {
                         key: key.to_owned(),
@@ -96,11 +91,7 @@ impl Readers {
                 conn,
                 left: range.limit.unwrap_or(usize::MAX),
                 range,
-                found: RangeResult {
-                    kvs: Vec::new(),
-                    more: false,
-                    revision,
-                },
+                found: RangeResult { kvs: Vec::new(), more: false, revision },
                 complete: false,
             };
             read.step(INLINE_KEYS, INLINE_BYTES)?;
@@ -145,26 +136,24 @@ impl RangeRead {
         }
         let (start, end) = self.range.bounds();
         let keys_only = self.range.keys_only;
-        let mut statement = self
-            .conn
-            .prepare_cached(match (self.range.reverse, keys_only) {
-                (false, false) => {
-                    "SELECT key, create_revision, mod_revision, lease, value FROM kv
+        let mut statement = self.conn.prepare_cached(match (self.range.reverse, keys_only) {
+            (false, false) => {
+                "SELECT key, create_revision, mod_revision, lease, value FROM kv
                  WHERE key >= ?1 AND key < ?2 ORDER BY key"
-                }
-                (true, false) => {
-                    "SELECT key, create_revision, mod_revision, lease, value FROM kv
+            }
+            (true, false) => {
+                "SELECT key, create_revision, mod_revision, lease, value FROM kv
                  WHERE key >= ?1 AND key < ?2 ORDER BY key DESC"
-                }
-                (false, true) => {
-                    "SELECT key, create_revision, mod_revision, lease FROM kv
+            }
+            (false, true) => {
+                "SELECT key, create_revision, mod_revision, lease FROM kv
                  WHERE key >= ?1 AND key < ?2 ORDER BY key"
-                }
-                (true, true) => {
-                    "SELECT key, create_revision, mod_revision, lease FROM kv
+            }
+            (true, true) => {
+                "SELECT key, create_revision, mod_revision, lease FROM kv
                  WHERE key >= ?1 AND key < ?2 ORDER BY key DESC"
-                }
-            })?;
+            }
+        })?;
         let mut rows = statement.query((start, end))?;
         let (mut keys, mut bytes) = (keys, bytes);
         while let Some(row) = rows.next()? {
@@ -196,8 +185,7 @@ impl RangeRead {
 }
 
 pub(super) fn current_revision(conn: &Connection) -> rusqlite::Result<Revision> {
-    conn.prepare_cached("SELECT revision FROM state")?
-        .query_row([], |row| revision(row, 0))
+    conn.prepare_cached("SELECT revision FROM state")?.query_row([], |row| revision(row, 0))
 }
 
 /// The key in the first column.

@@ -38,19 +38,11 @@ pub(super) struct Request {
 
 impl Request {
     pub(super) fn new(work: Work, reply: Reply, room: OwnedSemaphorePermit) -> Request {
-        Request {
-            work,
-            reply: Some(reply),
-            _room: Some(room),
-        }
+        Request { work, reply: Some(reply), _room: Some(room) }
     }
 
     fn end_of(lease: LeaseId) -> Request {
-        Request {
-            work: Work::End(lease),
-            reply: None,
-            _room: None,
-        }
+        Request { work: Work::End(lease), reply: None, _room: None }
     }
 }
 
@@ -79,19 +71,8 @@ struct Done {
 }
 
 impl Writer {
-    pub(super) fn new(
-        path: &Path,
-        conn: Connection,
-        leases: Arc<Leases>,
-        history: Arc<History>,
-    ) -> Writer {
-        Writer {
-            path: path.to_owned(),
-            conn,
-            leases,
-            history: CloseOnDrop(history),
-            log_bytes: 0,
-        }
+    pub(super) fn new(path: &Path, conn: Connection, leases: Arc<Leases>, history: Arc<History>) -> Writer {
+        Writer { path: path.to_owned(), conn, leases, history: CloseOnDrop(history), log_bytes: 0 }
     }
 
     /// Until the last sender is gone and its requests are done.
@@ -102,12 +83,7 @@ impl Writer {
                 Some(due) => requests.recv_timeout(due.saturating_duration_since(Instant::now())),
             };
             // Leases first: what was queued after their end must not find them alive.
-            let mut batch: Vec<Request> = self
-                .leases
-                .end_due()
-                .into_iter()
-                .map(Request::end_of)
-                .collect();
+            let mut batch: Vec<Request> = self.leases.end_due().into_iter().map(Request::end_of).collect();
             let mut idle = true;
             match first {
                 Ok(first) => {
@@ -154,9 +130,7 @@ impl Writer {
             // A rollback failed before, because of the disk.
             self.conn.execute_batch("ROLLBACK")?;
         }
-        let txn = self
-            .conn
-            .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let txn = self.conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
         // From the file, not from memory: should another process write too, revisions stay unique.
         let before = reader::current_revision(&txn)?;
         let mut revision = before;
@@ -169,15 +143,11 @@ impl Writer {
             if !events.is_empty() {
                 revision = Revision(revision.0 + 1);
                 log_bytes += request.work.bytes() + events.len() * LOG_BYTES_PER_WRITE;
-                committed.push(Committed {
-                    revision: revision.0,
-                    events,
-                });
+                committed.push(Committed { revision: revision.0, events });
             }
         }
         if revision != before {
-            txn.prepare_cached("UPDATE state SET revision = ?1")?
-                .execute([revision.0 as i64])?;
+            txn.prepare_cached("UPDATE state SET revision = ?1")?.execute([revision.0 as i64])?;
         }
         txn.commit()?;
 
@@ -186,10 +156,7 @@ impl Writer {
             self.history.0.restart(before.0);
         }
         self.history.0.publish(committed);
-        Ok(Done {
-            outcomes,
-            log_bytes,
-        })
+        Ok(Done { outcomes, log_bytes })
     }
 
     fn settle(&mut self, batch: Vec<Request>, done: Done) {
@@ -223,18 +190,14 @@ impl Writer {
     }
 
     fn checkpoint_if_due(&mut self, idle: bool) {
-        if self.log_bytes >= CHECKPOINT_AT_LATEST
-            || (idle && self.log_bytes >= CHECKPOINT_WHEN_IDLE)
-        {
+        if self.log_bytes >= CHECKPOINT_AT_LATEST || (idle && self.log_bytes >= CHECKPOINT_WHEN_IDLE) {
             self.checkpoint("PASSIVE");
         }
     }
 
     fn checkpoint(&mut self, mode: &str) {
         self.log_bytes = 0;
-        let done = self
-            .conn
-            .query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()));
+        let done = self.conn.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()));
         if let Err(error) = done {
             // The log stays longer; the next commits and checkpoints tell how the disk is.
             tracing::warn!(path = %self.path.display(), %error, "cannot checkpoint the state's log");

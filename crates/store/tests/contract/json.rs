@@ -14,29 +14,21 @@ struct Record {
 }
 
 fn record(name: &str) -> Record {
-    Record {
-        name: name.to_owned(),
-        count: 3,
-    }
+    Record { name: name.to_owned(), count: 3 }
 }
 
 #[tokio::test]
 async fn values_come_back_typed_and_versioned() {
     let (store, _dir) = fresh();
     let mut watch = store.watch("r/", None);
-    let txn = Txn::new()
-        .put_json("r/1", &record("one"))
-        .put_json("r/2", &record("two"));
+    let txn = Txn::new().put_json("r/1", &record("one")).put_json("r/2", &record("two"));
     let revision = store.commit(txn).await.unwrap();
 
     let one = store.get_json::<Record>("r/1").await.unwrap().unwrap();
     assert_eq!((one.value, one.revision), (record("one"), revision));
     assert!(store.get_json::<Record>("r/3").await.unwrap().is_none());
 
-    let all = store
-        .range_json::<Record>(Range::prefix("r/").limit(1))
-        .await
-        .unwrap();
+    let all = store.range_json::<Record>(Range::prefix("r/").limit(1)).await.unwrap();
     assert!(all.more);
     assert_eq!(all.revision, revision);
     assert_eq!(all.entries.len(), 1);
@@ -59,21 +51,16 @@ async fn a_decode_error_names_the_key_and_hides_the_value() {
         .put("secret/3", "hunter2");
     store.commit(txn).await.unwrap();
 
-    for (key, says) in [
-        ("secret/1", "expected u32"),
-        ("secret/2", "missing field `count`"),
-        ("secret/3", "expected value"),
-    ] {
+    for (key, says) in
+        [("secret/1", "expected u32"), ("secret/2", "missing field `count`"), ("secret/3", "expected value")]
+    {
         let error = store.get_json::<Record>(key).await.unwrap_err();
         assert!(matches!(&error, Error::Decode { key: named, .. } if named == key));
         let text = error.to_string();
         assert!(text.contains(key) && text.contains(says), "{text}");
         assert!(!text.contains("hunter2"), "{text}");
     }
-    let error = store
-        .range_json::<Record>(Range::prefix("secret/"))
-        .await
-        .unwrap_err();
+    let error = store.range_json::<Record>(Range::prefix("secret/")).await.unwrap_err();
     assert!(error.to_string().contains("secret/1"));
 }
 

@@ -10,10 +10,7 @@ async fn a_put_is_read_back_with_its_revisions() {
     assert_eq!(store.get("a").await.unwrap(), None);
 
     let first = store.commit(Txn::new().put("a", "1")).await.unwrap();
-    let second = store
-        .commit(Txn::new().put("a", "2").put("b", ""))
-        .await
-        .unwrap();
+    let second = store.commit(Txn::new().put("a", "2").put("b", "")).await.unwrap();
     assert_eq!(second.0, first.0 + 1);
 
     let a = store.get("a").await.unwrap().unwrap();
@@ -83,19 +80,13 @@ async fn guards_hold_or_nothing_happens() {
     let next = store.commit(txn).await.unwrap();
     assert_eq!(next.0, at.0 + 1);
     assert_eq!(store.get("there").await.unwrap(), None);
-    assert_eq!(
-        conflict(store.commit(Txn::new().expect_exists("there")).await),
-        "there"
-    );
+    assert_eq!(conflict(store.commit(Txn::new().expect_exists("there")).await), "there");
 }
 
 #[tokio::test]
 async fn the_first_failing_guard_is_named() {
     let (store, _dir) = fresh();
-    let txn = Txn::new()
-        .expect_absent("z")
-        .expect_exists("y")
-        .expect_exists("x");
+    let txn = Txn::new().expect_absent("z").expect_exists("y").expect_exists("x");
     assert_eq!(conflict(store.commit(txn).await), "y");
 }
 
@@ -156,23 +147,13 @@ async fn ranges_page_in_both_directions() {
     assert!(!exact.more && exact.kvs.len() == 10);
     let none = store.range(Range::prefix("n/").limit(0)).await.unwrap();
     assert!(none.more && none.kvs.is_empty());
-    let absent = store
-        .range(Range::prefix("n/").after("n/55"))
-        .await
-        .unwrap();
+    let absent = store.range(Range::prefix("n/").after("n/55")).await.unwrap();
     assert_eq!(keys(&absent.kvs), ["n/6", "n/7", "n/8", "n/9"]);
     let before = store.range(Range::prefix("n/").after("a")).await.unwrap();
-    assert_eq!(
-        before.kvs.len(),
-        10,
-        "a start before the prefix excludes nothing"
-    );
+    assert_eq!(before.kvs.len(), 10, "a start before the prefix excludes nothing");
     let beyond = store.range(Range::prefix("n/").after("z")).await.unwrap();
     assert!(beyond.kvs.is_empty() && !beyond.more);
-    let beyond = store
-        .range(Range::prefix("n/").after("a").reverse())
-        .await
-        .unwrap();
+    let beyond = store.range(Range::prefix("n/").after("a").reverse()).await.unwrap();
     assert!(beyond.kvs.is_empty() && !beyond.more);
 }
 
@@ -189,18 +170,8 @@ async fn keys_only_leaves_out_the_values() {
 #[tokio::test]
 async fn keys_are_ordered_by_their_bytes() {
     let (store, _dir) = fresh();
-    let mut expected = [
-        "",
-        "\0",
-        "\0\0",
-        "A",
-        "a",
-        "a\u{7f}",
-        "a\u{80}",
-        "é",
-        "\u{10ffff}",
-    ]
-    .map(|suffix| format!("k{suffix}"));
+    let mut expected = ["", "\0", "\0\0", "A", "a", "a\u{7f}", "a\u{80}", "é", "\u{10ffff}"]
+        .map(|suffix| format!("k{suffix}"));
     let mut txn = Txn::new();
     for key in &expected {
         txn = txn.put(key, "x");
@@ -263,10 +234,7 @@ async fn concurrent_claims_have_one_winner() {
             }
         }
         assert_eq!(won, 1);
-        let winners = store
-            .range(Range::prefix(format!("won/{round}/")))
-            .await
-            .unwrap();
+        let winners = store.range(Range::prefix(format!("won/{round}/"))).await.unwrap();
         assert_eq!(winners.kvs.len(), 1);
     }
 }
@@ -283,15 +251,10 @@ async fn concurrent_increments_all_count() {
             while revisions.len() < 25 {
                 let n = store.get("n").await.unwrap().unwrap();
                 let value: u32 = std::str::from_utf8(&n.value).unwrap().parse().unwrap();
-                let txn = Txn::new()
-                    .expect_revision("n", n.mod_revision)
-                    .put("n", (value + 1).to_string());
+                let txn = Txn::new().expect_revision("n", n.mod_revision).put("n", (value + 1).to_string());
                 if let Ok(revision) = store.commit(txn).await {
                     let seen = store.get("n").await.unwrap().unwrap();
-                    assert!(
-                        seen.mod_revision >= revision,
-                        "an acknowledged commit is visible"
-                    );
+                    assert!(seen.mod_revision >= revision, "an acknowledged commit is visible");
                     revisions.push(revision);
                 }
             }

@@ -9,17 +9,12 @@ async fn the_largest_allowed_is_allowed() {
     let (store, _dir) = fresh();
     let key = "k".repeat(MAX_KEY_BYTES);
     let value = vec![7; MAX_VALUE_BYTES];
-    store
-        .commit(Txn::new().put(&key, value.clone()))
-        .await
-        .unwrap();
+    store.commit(Txn::new().put(&key, value.clone())).await.unwrap();
     assert_eq!(store.get(&key).await.unwrap().unwrap().value, value);
 
     let mut txn = Txn::new();
     for n in 0..MAX_TXN_OPERATIONS {
-        txn = txn
-            .expect_absent(format!("n/{n}"))
-            .put(format!("n/{n}"), "x");
+        txn = txn.expect_absent(format!("n/{n}")).put(format!("n/{n}"), "x");
     }
     store.commit(txn).await.unwrap();
     let found = store.range(Range::prefix("n/")).await.unwrap();
@@ -40,40 +35,23 @@ async fn more_is_refused_and_changes_nothing() {
         assert!(matches!(refused, Error::KeyTooLong { bytes, .. } if bytes == long.len()));
         assert!(refused.to_string().len() < 200);
     }
-    for txn in [
-        Txn::new().put("", ""),
-        Txn::new().delete(""),
-        Txn::new().expect_exists(""),
-    ] {
-        assert!(matches!(
-            error(store.commit(txn.put("ok", "")).await),
-            Error::EmptyKey
-        ));
+    for txn in [Txn::new().put("", ""), Txn::new().delete(""), Txn::new().expect_exists("")] {
+        assert!(matches!(error(store.commit(txn.put("ok", "")).await), Error::EmptyKey));
     }
 
     let value = vec![0; MAX_VALUE_BYTES + 1];
-    let refused = error(
-        store
-            .commit(Txn::new().put("big", value).put("ok", ""))
-            .await,
-    );
+    let refused = error(store.commit(Txn::new().put("big", value).put("ok", "")).await);
     assert!(matches!(refused, Error::ValueTooLarge { key, .. } if key == "big"));
 
     let many = (0..=MAX_TXN_OPERATIONS).fold(Txn::new(), |txn, n| txn.put(format!("{n}"), ""));
     let refused = error(store.commit(many).await);
     assert!(matches!(refused, Error::TooManyOperations { operations } if operations == 1025));
     let many = (0..=MAX_TXN_OPERATIONS).fold(Txn::new(), |txn, _| txn.expect_absent("x"));
-    assert!(matches!(
-        error(store.commit(many).await),
-        Error::TooManyOperations { .. }
-    ));
+    assert!(matches!(error(store.commit(many).await), Error::TooManyOperations { .. }));
 
     let value = vec![0; MAX_VALUE_BYTES];
     let large = (0..6).fold(Txn::new(), |txn, n| txn.put(format!("{n}"), value.clone()));
-    assert!(matches!(
-        error(store.commit(large).await),
-        Error::TransactionTooLarge { .. }
-    ));
+    assert!(matches!(error(store.commit(large).await), Error::TransactionTooLarge { .. }));
 
     assert!(store.range(Range::prefix("")).await.unwrap().kvs.is_empty());
 }
@@ -85,9 +63,7 @@ async fn a_key_is_written_once_in_a_transaction() {
         Txn::new().put("a/b", "1").put("a/b", "2"),
         Txn::new().put("a/b", "1").delete("a/b"),
         Txn::new().delete_prefix("a/").put("a/b", "1"),
-        Txn::new()
-            .put("a/b", "1")
-            .put_with_lease("a/b", "2", LeaseId(1)),
+        Txn::new().put("a/b", "1").put_with_lease("a/b", "2", LeaseId(1)),
     ] {
         let refused = error(store.commit(txn).await);
         assert!(matches!(refused, Error::DuplicateKey { key } if key == "a/b"));

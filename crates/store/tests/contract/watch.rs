@@ -20,24 +20,12 @@ async fn events_come_by_transaction_and_only_of_the_prefix() {
     let (store, _dir) = fresh();
     store.commit(Txn::new().put("a/0", "before")).await.unwrap();
     let mut watch = store.watch("a/", None);
-    let first = store
-        .commit(Txn::new().put("a/1", "x").put("b/1", "x").put("a/2", "y"))
-        .await
-        .unwrap();
+    let first = store.commit(Txn::new().put("a/1", "x").put("b/1", "x").put("a/2", "y")).await.unwrap();
     store.commit(Txn::new().put("b/2", "x")).await.unwrap();
-    store
-        .commit(Txn::new().expect_absent("a/1").put("a/3", "x"))
-        .await
-        .unwrap_err();
-    let last = store
-        .commit(Txn::new().delete("a/9").delete_prefix("a/"))
-        .await
-        .unwrap();
+    store.commit(Txn::new().expect_absent("a/1").put("a/3", "x")).await.unwrap_err();
+    let last = store.commit(Txn::new().delete("a/9").delete_prefix("a/")).await.unwrap();
 
-    assert_eq!(
-        next(&mut watch).await,
-        (first, vec!["a/1=x".into(), "a/2=y".into()])
-    );
+    assert_eq!(next(&mut watch).await, (first, vec!["a/1=x".into(), "a/2=y".into()]));
     let deleted = vec!["-a/0".into(), "-a/1".into(), "-a/2".into()];
     assert_eq!(next(&mut watch).await, (last, deleted));
 }
@@ -64,10 +52,7 @@ async fn a_watch_from_a_future_revision_waits_for_it() {
     for key in ["1", "2", "3"] {
         store.commit(Txn::new().put(key, "")).await.unwrap();
     }
-    assert_eq!(
-        next(&mut watch).await,
-        (Revision(now.0 + 3), vec!["3=".into()])
-    );
+    assert_eq!(next(&mut watch).await, (Revision(now.0 + 3), vec!["3=".into()]));
 }
 
 #[tokio::test]
@@ -118,11 +103,7 @@ async fn concurrent_watchers_miss_nothing() {
             })
             .await;
             let seen = store.range(Range::prefix("w/")).await.unwrap();
-            let mut mirror: BTreeMap<_, _> = seen
-                .kvs
-                .into_iter()
-                .map(|kv| (kv.key.clone(), kv))
-                .collect();
+            let mut mirror: BTreeMap<_, _> = seen.kvs.into_iter().map(|kv| (kv.key.clone(), kv)).collect();
             let mut at = seen.revision;
             let mut watch = store.watch("w/", Some(at));
             while at < end {
@@ -140,10 +121,7 @@ async fn concurrent_watchers_miss_nothing() {
                         }
                     }
                 }
-                assert!(
-                    store.revision().await.unwrap() >= at,
-                    "durable before it is told"
-                );
+                assert!(store.revision().await.unwrap() >= at, "durable before it is told");
             }
             mirror
         }));
@@ -182,19 +160,10 @@ async fn a_slow_consumer_is_told_that_it_lost_changes() {
     // More than any history keeps.
     let value = vec![0; 1 << 20];
     for n in 0..40 {
-        store
-            .commit(Txn::new().put(format!("slow/{}", n % 3), value.clone()))
-            .await
-            .unwrap();
+        store.commit(Txn::new().put(format!("slow/{}", n % 3), value.clone())).await.unwrap();
     }
-    assert_eq!(
-        within("the error", slow.next()).await,
-        Err(WatchError::Lagged)
-    );
-    assert_eq!(
-        within("the same error", slow.next()).await,
-        Err(WatchError::Lagged)
-    );
+    assert_eq!(within("the error", slow.next()).await, Err(WatchError::Lagged));
+    assert_eq!(within("the same error", slow.next()).await, Err(WatchError::Lagged));
 
     let mut old = store.watch("slow/", Some(start));
     let compacted = within("the error", old.next()).await;
@@ -223,10 +192,7 @@ async fn closing_the_store_ends_its_watches_after_what_they_have() {
     second.commit(Txn::new().put("a", "1")).await.unwrap();
     drop(second);
     assert_eq!(next(&mut watch).await.1, ["a=1"]);
-    assert_eq!(
-        within("the end", watch.next()).await,
-        Err(WatchError::Closed)
-    );
+    assert_eq!(within("the end", watch.next()).await, Err(WatchError::Closed));
 }
 
 #[tokio::test]

@@ -18,10 +18,7 @@ pub fn fresh() -> (Store, tempfile::TempDir) {
 }
 
 pub fn temp_dir() -> tempfile::TempDir {
-    tempfile::Builder::new()
-        .prefix("store-")
-        .tempdir()
-        .expect("the temp directory is writable")
+    tempfile::Builder::new().prefix("store-").tempdir().expect("the temp directory is writable")
 }
 
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
@@ -32,10 +29,7 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 /// Polls `condition` until it yields something.
-pub async fn eventually<T, F: Future<Output = Option<T>>>(
-    what: &str,
-    mut condition: impl FnMut() -> F,
-) -> T {
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(value) = condition().await {
