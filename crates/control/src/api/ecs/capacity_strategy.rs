@@ -56,7 +56,9 @@ pub(super) fn checked(
             ));
         }
         if strategy.iter().any(|other| other.capacity_provider == item.capacity_provider) {
-            return Err(invalid("The specified capacity provider strategy contains duplicate capacity providers."));
+            return Err(invalid(
+                "The specified capacity provider strategy contains duplicate capacity providers.",
+            ));
         }
         if !(0..=MAX_WEIGHT).contains(&item.weight) {
             return Err(invalid(format!(
@@ -64,7 +66,9 @@ pub(super) fn checked(
             )));
         }
         if !(0..=MAX_BASE).contains(&item.base) {
-            return Err(invalid(format!("The base of a capacity provider must be between 0 and {MAX_BASE}.")));
+            return Err(invalid(format!(
+                "The base of a capacity provider must be between 0 and {MAX_BASE}."
+            )));
         }
         strategy.push(item);
     }
@@ -141,7 +145,10 @@ mod tests {
             (vec![item("FARGATE", 1, 0), item("FARGATE", 1, 0)], "duplicate"),
             (vec![item("FARGATE", 1001, 0)], "between 0 and 1000"),
             (vec![item("FARGATE", 1, -1)], "between 0 and 100000"),
-            (vec![item("FARGATE", 1, 1), item("FARGATE_SPOT", 1, 1)], "multiple capacity providers with a base"),
+            (
+                vec![item("FARGATE", 1, 1), item("FARGATE_SPOT", 1, 1)],
+                "multiple capacity providers with a base",
+            ),
             (vec![item("FARGATE", 0, 0), item("FARGATE_SPOT", 0, 0)], "weight greater than 0"),
         ] {
             let error = checked(&items, &both).unwrap_err();

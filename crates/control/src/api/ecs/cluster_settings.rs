@@ -31,7 +31,9 @@ pub(super) fn checked_configuration(configuration: &ClusterConfiguration) -> Res
         let overrides = exec.logging.as_deref() == Some("OVERRIDE");
         match &exec.log_configuration {
             Some(_) if !overrides => {
-                return Err(invalid("You must set logging to 'OVERRIDE' when you supply a log configuration."));
+                return Err(invalid(
+                    "You must set logging to 'OVERRIDE' when you supply a log configuration.",
+                ));
             }
             Some(logs) if logs.cloud_watch_log_group_name.is_some() || logs.s3_bucket_name.is_some() => {}
             _ if overrides => {

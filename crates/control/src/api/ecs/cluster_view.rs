@@ -61,7 +61,9 @@ impl Counts {
         match status {
             TaskStatus::Provisioning | TaskStatus::Pending | TaskStatus::Activating => self.pending += 1,
             TaskStatus::Running => self.running += 1,
-            TaskStatus::Deactivating | TaskStatus::Stopping | TaskStatus::Deprovisioning => self.stopping += 1,
+            TaskStatus::Deactivating | TaskStatus::Stopping | TaskStatus::Deprovisioning => {
+                self.stopping += 1
+            }
             TaskStatus::Stopped => {}
         }
     }

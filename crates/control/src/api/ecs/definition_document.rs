@@ -4,7 +4,8 @@
 
 use aws_api::Error;
 use aws_api::ecs::{
-    ContainerDefinition, HealthCheck, HostVolumeProperties, RegisterTaskDefinitionRequest, TaskDefinition, Volume,
+    ContainerDefinition, HealthCheck, HostVolumeProperties, RegisterTaskDefinitionRequest, TaskDefinition,
+    Volume,
 };
 
 use super::errors::{client, corrupt};
@@ -23,7 +24,8 @@ pub(super) fn from_request(request: RegisterTaskDefinitionRequest) -> Result<Tas
         return Err(client(format!("Actual length: '{bytes}'. Max allowed length is '{MAX_BYTES}' bytes.")));
     }
     let cpu = request.cpu.as_deref().filter(|t| !t.is_empty()).map(fargate_size::parse_cpu).transpose()?;
-    let memory = request.memory.as_deref().filter(|t| !t.is_empty()).map(fargate_size::parse_memory).transpose()?;
+    let memory =
+        request.memory.as_deref().filter(|t| !t.is_empty()).map(fargate_size::parse_memory).transpose()?;
     let network_mode = request.network_mode;
     let awsvpc = network_mode.as_deref() == Some("awsvpc");
     let given = |text: Option<String>| text.filter(|t| !t.is_empty());

@@ -7,9 +7,9 @@ use model::definition::{DefinitionStatus, TaskDefinition};
 use serde::{Deserialize, Serialize};
 use store::{Range, Versioned};
 
-use super::errors::{corrupt, internal};
+use super::errors::{corrupt, internal, invalid};
 use super::identifier::DefinitionRef;
-use super::{Caller, Ecs, records};
+use super::{Caller, Ecs, definition_document, records};
 
 /// A family: its counter and what lists need of it. Its key stays when its revisions are gone, so that
 /// no revision number is given out twice.
@@ -76,5 +76,12 @@ pub(super) fn view(caller: &Caller, definition: &TaskDefinition) -> Result<WireD
         delete_requested_at: definition.delete_requested_at.map(time),
         registered_by: Some(definition.registered_by.clone()),
         ..document(definition)?
+    })
+}
+
+/// Refuses a document that cannot run as a Fargate task, in ECS's words and with the reason.
+pub(super) fn compatible(document: &WireDefinition) -> Result<(), Error> {
+    definition_document::runs_on_fargate(document).map_err(|reason| {
+        invalid(format!("Task definition does not support launch_type FARGATE. {}", reason.message))
     })
 }

@@ -50,7 +50,8 @@ pub async fn handle(
         known = found;
         known.sort();
     }
-    let rest: Vec<&String> = known.iter().filter(|name| page.after.as_ref().is_none_or(|a| *name > a)).collect();
+    let rest: Vec<&String> =
+        known.iter().filter(|name| page.after.as_ref().is_none_or(|a| *name > a)).collect();
     let shown = &rest[..rest.len().min(page.limit)];
     let next_token = match shown.last() {
         Some(last) if shown.len() < rest.len() => Some(page.token(last)),

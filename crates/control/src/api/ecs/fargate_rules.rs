@@ -130,7 +130,9 @@ fn check_role(definition: &TaskDefinition, container: &ContainerDefinition) -> R
         ));
     }
     if is_ecr_image(container.image.as_deref().unwrap_or_default()) && !role {
-        return Err(client("Fargate requires task definition to have execution role ARN to support ECR images."));
+        return Err(client(
+            "Fargate requires task definition to have execution role ARN to support ECR images.",
+        ));
     }
     Ok(())
 }
@@ -138,5 +140,7 @@ fn check_role(definition: &TaskDefinition, container: &ContainerDefinition) -> R
 /// Whether the image is in a private registry of Amazon ECR:
 /// `ACCOUNT.dkr.ecr.REGION.amazonaws.com/…`.
 pub(super) fn is_ecr_image(image: &str) -> bool {
-    image.split_once('/').is_some_and(|(host, _)| host.contains(".dkr.ecr.") && host.ends_with(".amazonaws.com"))
+    image
+        .split_once('/')
+        .is_some_and(|(host, _)| host.contains(".dkr.ecr.") && host.ends_with(".amazonaws.com"))
 }

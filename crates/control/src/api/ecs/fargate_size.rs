@@ -44,7 +44,9 @@ fn number_with_unit(text: &str, units: &[(&str, f64)]) -> Option<u32> {
 /// Whether Fargate has tasks of that many CPU units and MiB.
 pub(super) fn exists(cpu: u32, memory: u32) -> bool {
     let gib = |range: std::ops::RangeInclusive<u32>, step: u32| {
-        memory.is_multiple_of(1024) && range.contains(&(memory / 1024)) && (memory / 1024 - range.start()) % step == 0
+        memory.is_multiple_of(1024)
+            && range.contains(&(memory / 1024))
+            && (memory / 1024 - range.start()) % step == 0
     };
     match cpu {
         256 => matches!(memory, 512 | 1024 | 2048),

@@ -19,7 +19,8 @@ pub(super) fn cluster(caller: &Caller, text: Option<&str>) -> Result<ClusterName
     if name.contains(['/', ':']) {
         return Err(separators());
     }
-    ClusterName::parse(name).map_err(|_| invalid("Invalid identifier: Cluster name contains invalid characters."))
+    ClusterName::parse(name)
+        .map_err(|_| invalid("Invalid identifier: Cluster name contains invalid characters."))
 }
 
 /// The id in a task's id or ARN. `None` when it has an id's length and cannot be one of ours.
@@ -124,7 +125,9 @@ mod tests {
     fn clusters_are_named_by_name_or_own_arn() {
         let caller = caller();
         let arn = "arn:aws:ecs:eu-central-1:123456789012:cluster/web";
-        for (text, name) in [(None, "default"), (Some(""), "default"), (Some("web"), "web"), (Some(arn), "web")] {
+        for (text, name) in
+            [(None, "default"), (Some(""), "default"), (Some("web"), "web"), (Some(arn), "web")]
+        {
             assert_eq!(cluster(&caller, text).unwrap().as_str(), name);
         }
         for (text, want) in [
@@ -152,7 +155,10 @@ mod tests {
         }
         let other = task(&caller, &web, &arn("prod/")).unwrap_err();
         assert_eq!(other.message, "Invalid identifier: Identifier is for cluster prod. Your cluster is web");
-        assert_eq!(task(&caller, &web, "None").unwrap_err().message, "taskId length should be one of [32,36]");
+        assert_eq!(
+            task(&caller, &web, "None").unwrap_err().message,
+            "taskId length should be one of [32,36]"
+        );
         // Well-formed to AWS, and never one of ours: reported as missing, not as an error.
         assert_eq!(task(&caller, &web, &"Z".repeat(32)).unwrap().id, None);
     }

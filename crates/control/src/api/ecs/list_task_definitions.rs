@@ -58,7 +58,9 @@ pub async fn handle(
         for (at, (key, listed)) in found.entries.into_iter().enumerate() {
             let Listed { family, revision, status: is } = listed.value;
             if is.as_str() == status {
-                arns.push(Arn::task_definition(&caller.region, &caller.account, &family, revision).to_string());
+                arns.push(
+                    Arn::task_definition(&caller.region, &caller.account, &family, revision).to_string(),
+                );
             }
             let more = found.more || at + 1 < count;
             if arns.len() == page.limit {

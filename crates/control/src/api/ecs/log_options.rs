@@ -62,7 +62,9 @@ impl LogOptions {
         }
         let prefix = get("awslogs-stream-prefix");
         // The stream is PREFIX/CONTAINER/TASK-ID; a stream's name has at most 512 characters without : and *.
-        if prefix.is_some_and(|p| p.chars().count() > 223 || p.chars().any(|c| ":*".contains(c) || c.is_control())) {
+        if prefix
+            .is_some_and(|p| p.chars().count() > 223 || p.chars().any(|c| ":*".contains(c) || c.is_control()))
+        {
             return Err(client(
                 "The option 'awslogs-stream-prefix' can have up to 223 characters and no ':' or '*'.",
             ));
@@ -80,9 +82,11 @@ impl LogOptions {
         };
         let buffer = match get("max-buffer-size") {
             None => DEFAULT_BUFFER,
-            Some(text) => parse_size(text).filter(|bytes| (1..=MAX_BUFFER).contains(bytes)).ok_or_else(|| {
-                client("The option 'max-buffer-size' must be a size such as '25m', at most '1g'.")
-            })?,
+            Some(text) => {
+                parse_size(text).filter(|bytes| (1..=MAX_BUFFER).contains(bytes)).ok_or_else(|| {
+                    client("The option 'max-buffer-size' must be a size such as '25m', at most '1g'.")
+                })?
+            }
         };
         Ok(Self {
             group: group.to_owned(),
@@ -127,7 +131,9 @@ fn multiline(pattern: Option<&str>, datetime: Option<&str>) -> Result<Option<Str
         (Some(pattern), None) => {
             let bounded = pattern.len() <= 1024 && Regex::new(pattern).is_ok();
             if !bounded {
-                return Err(client("The option 'awslogs-multiline-pattern' is not a valid regular expression."));
+                return Err(client(
+                    "The option 'awslogs-multiline-pattern' is not a valid regular expression.",
+                ));
             }
             Ok(Some(pattern.to_owned()))
         }
@@ -206,7 +212,10 @@ mod tests {
             (vec![("awslogs-multiline-pattern", "(")], "regular expression"),
             (vec![("awslogs-datetime-format", "%Q")], "awslogs-datetime-format"),
             (vec![("awslogs-datetime-format", "%")], "awslogs-datetime-format"),
-            (vec![("awslogs-multiline-pattern", "^x"), ("awslogs-datetime-format", "%Y")], "at the same time"),
+            (
+                vec![("awslogs-multiline-pattern", "^x"), ("awslogs-datetime-format", "%Y")],
+                "at the same time",
+            ),
         ] {
             let error = parse(&options).unwrap_err();
             assert_eq!(error.code, "ClientException");

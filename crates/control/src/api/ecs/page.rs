@@ -106,7 +106,10 @@ mod tests {
             ("RUNNING", long.as_str()),
         ] {
             let error = page(&[query], Some(bad), None).unwrap_err();
-            assert_eq!((error.code.as_str(), error.message.as_str()), ("InvalidParameterException", "Invalid token."));
+            assert_eq!(
+                (error.code.as_str(), error.message.as_str()),
+                ("InvalidParameterException", "Invalid token.")
+            );
         }
     }
 

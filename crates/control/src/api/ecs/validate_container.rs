@@ -7,8 +7,8 @@ use std::collections::HashSet;
 
 use aws_api::Error;
 use aws_api::ecs::{
-    ContainerDefinition, HealthCheck, KeyValuePair, LinuxParameters, PortMapping, SystemControl, TaskDefinition,
-    Ulimit, Volume,
+    ContainerDefinition, HealthCheck, KeyValuePair, LinuxParameters, PortMapping, SystemControl,
+    TaskDefinition, Ulimit, Volume,
 };
 
 use super::errors::client;
@@ -24,25 +24,84 @@ pub(super) const MAX_PORTS: usize = 1_000;
 
 /// Linux's capabilities without `CAP_` (capabilities(7)).
 const CAPABILITIES: [&str; 41] = [
-    "AUDIT_CONTROL", "AUDIT_READ", "AUDIT_WRITE", "BLOCK_SUSPEND", "BPF", "CHECKPOINT_RESTORE", "CHOWN",
-    "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "IPC_LOCK", "IPC_OWNER", "KILL", "LEASE",
-    "LINUX_IMMUTABLE", "MAC_ADMIN", "MAC_OVERRIDE", "MKNOD", "NET_ADMIN", "NET_BIND_SERVICE", "NET_BROADCAST",
-    "NET_RAW", "PERFMON", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYSLOG", "SYS_ADMIN", "SYS_BOOT",
-    "SYS_CHROOT", "SYS_MODULE", "SYS_NICE", "SYS_PACCT", "SYS_PTRACE", "SYS_RAWIO", "SYS_RESOURCE", "SYS_TIME",
-    "SYS_TTY_CONFIG", "WAKE_ALARM",
+    "AUDIT_CONTROL",
+    "AUDIT_READ",
+    "AUDIT_WRITE",
+    "BLOCK_SUSPEND",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "KILL",
+    "LEASE",
+    "LINUX_IMMUTABLE",
+    "MAC_ADMIN",
+    "MAC_OVERRIDE",
+    "MKNOD",
+    "NET_ADMIN",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_RAW",
+    "PERFMON",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYSLOG",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_CHROOT",
+    "SYS_MODULE",
+    "SYS_NICE",
+    "SYS_PACCT",
+    "SYS_PTRACE",
+    "SYS_RAWIO",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "WAKE_ALARM",
 ];
 
 /// Mount options of tmpfs that stay inside it: no binds, no propagation, no remount.
 const TMPFS_FLAGS: [&str; 20] = [
-    "defaults", "ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "sync", "async", "dirsync", "atime",
-    "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime",
+    "defaults",
+    "ro",
+    "rw",
+    "suid",
+    "nosuid",
+    "dev",
+    "nodev",
+    "exec",
+    "noexec",
+    "sync",
+    "async",
+    "dirsync",
+    "atime",
+    "noatime",
+    "diratime",
+    "nodiratime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
 ];
 const TMPFS_VALUES: [&str; 5] = ["mode", "uid", "gid", "nr_inodes", "nr_blocks"];
 
 /// What Docker allows as namespaced sysctls, besides `net.*` and `fs.mqueue.*`.
 const IPC_SYSCTLS: [&str; 8] = [
-    "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
-    "kernel.shmmni", "kernel.shm_rmid_forced",
+    "kernel.msgmax",
+    "kernel.msgmnb",
+    "kernel.msgmni",
+    "kernel.sem",
+    "kernel.shmall",
+    "kernel.shmmax",
+    "kernel.shmmni",
+    "kernel.shm_rmid_forced",
 ];
 
 pub(super) fn check(
@@ -123,7 +182,10 @@ fn check_not_served(name: &str, container: &ContainerDefinition) -> Result<(), E
     }
     let accelerator = |r: &aws_api::ecs::ResourceRequirement| r.r#type != "GPU";
     if container.resource_requirements.as_deref().unwrap_or_default().iter().any(accelerator) {
-        return Err(setting(name, "resourceRequirements of the type InferenceAccelerator are not supported."));
+        return Err(setting(
+            name,
+            "resourceRequirements of the type InferenceAccelerator are not supported.",
+        ));
     }
     Ok(())
 }
@@ -163,14 +225,23 @@ fn check_extra_hosts(container: &ContainerDefinition) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_memory(definition: &TaskDefinition, name: &str, container: &ContainerDefinition) -> Result<(), Error> {
+fn check_memory(
+    definition: &TaskDefinition,
+    name: &str,
+    container: &ContainerDefinition,
+) -> Result<(), Error> {
+    if container.memory.is_none() && container.memory_reservation.is_none() && definition.memory.is_none() {
+        return Err(setting(name, "At least one of 'memory' or 'memoryReservation' must be specified."));
+    }
+    check_amounts(name, container)
+}
+
+/// A container's CPU and memory by themselves.
+pub(super) fn check_amounts(name: &str, container: &ContainerDefinition) -> Result<(), Error> {
     if container.cpu.unwrap_or(0) < 0 {
         return Err(setting(name, "'cpu' must be 0 or more."));
     }
     let (hard, soft) = (container.memory, container.memory_reservation);
-    if hard.is_none() && soft.is_none() && definition.memory.is_none() {
-        return Err(setting(name, "At least one of 'memory' or 'memoryReservation' must be specified."));
-    }
     if hard.is_some_and(|mib| mib < MIN_MEMORY) {
         return Err(setting(name, format_args!("'memory' must be at least {MIN_MEMORY} MiB.")));
     }
@@ -188,14 +259,19 @@ fn check_memory(definition: &TaskDefinition, name: &str, container: &ContainerDe
 fn check_timeouts(name: &str, container: &ContainerDefinition) -> Result<(), Error> {
     if let Some(start) = container.start_timeout {
         if start < 2 {
-            return Err(client(format!("Granular start timeout on container '{name}' must be at least 2 seconds.")));
+            return Err(client(format!(
+                "Granular start timeout on container '{name}' must be at least 2 seconds."
+            )));
         }
         if start > MAX_TIMEOUT {
             return Err(setting(name, format_args!("'startTimeout' must be at most {MAX_TIMEOUT} seconds.")));
         }
     }
     if container.stop_timeout.is_some_and(|stop| !(0..=MAX_TIMEOUT).contains(&stop)) {
-        return Err(setting(name, format_args!("'stopTimeout' must be between 0 and {MAX_TIMEOUT} seconds.")));
+        return Err(setting(
+            name,
+            format_args!("'stopTimeout' must be between 0 and {MAX_TIMEOUT} seconds."),
+        ));
     }
     if let Some(policy) = &container.restart_policy {
         if policy.restart_attempt_period.is_some_and(|period| !(60..=1800).contains(&period)) {
@@ -229,7 +305,9 @@ fn check_process(name: &str, container: &ContainerDefinition) -> Result<(), Erro
         return Err(setting(name, format_args!("'workingDirectory' must be an absolute path: '{path}'.")));
     }
     if let Some(user) = container.user.as_deref()
-        && (user.len() > 255 || user.chars().any(|c| c.is_control() || c.is_whitespace()) || user.matches(':').count() > 1)
+        && (user.len() > 255
+            || user.chars().any(|c| c.is_control() || c.is_whitespace())
+            || user.matches(':').count() > 1)
     {
         return Err(setting(name, "'user' must have the form user, user:group, uid or uid:gid."));
     }
@@ -244,12 +322,17 @@ pub(super) fn check_environment(container: &str, environment: &[KeyValuePair]) -
     for variable in environment {
         let key = variable.name.as_deref().unwrap_or_default();
         if key.is_empty() || key.contains(['=', '\0']) {
-            return Err(setting(container, "Environment variables must have names without '=' and NUL characters."));
+            return Err(setting(
+                container,
+                "Environment variables must have names without '=' and NUL characters.",
+            ));
         }
         if variable.value.as_deref().unwrap_or_default().contains('\0') {
             return Err(setting(
                 container,
-                format_args!("The value of the environment variable '{key}' must not contain NUL characters."),
+                format_args!(
+                    "The value of the environment variable '{key}' must not contain NUL characters."
+                ),
             ));
         }
     }
@@ -267,7 +350,12 @@ fn check_mounts(name: &str, container: &ContainerDefinition, volumes: &[Volume])
         if !volumes.iter().any(|v| v.name.as_deref() == Some(volume)) {
             return Err(client(format!("Unknown volume '{volume}'.")));
         }
-        check_mount_path(name, "mountPoints", mount.container_path.as_deref().unwrap_or_default(), &mut paths)?;
+        check_mount_path(
+            name,
+            "mountPoints",
+            mount.container_path.as_deref().unwrap_or_default(),
+            &mut paths,
+        )?;
     }
     let tmpfs = container.linux_parameters.as_ref().and_then(|linux| linux.tmpfs.as_deref());
     for mount in tmpfs.unwrap_or_default() {
@@ -286,7 +374,9 @@ fn check_mount_path<'a>(
     if !is_absolute(path) || steps_up || path.trim_matches('/').is_empty() {
         return Err(setting(
             name,
-            format_args!("The containerPath in '{what}' must be an absolute path without '..' and not the root: '{path}'."),
+            format_args!(
+                "The containerPath in '{what}' must be an absolute path without '..' and not the root: '{path}'."
+            ),
         ));
     }
     if !paths.insert(path.trim_end_matches('/')) {
@@ -299,7 +389,8 @@ fn check_mount_path<'a>(
 pub(super) fn port_range(mapping: &PortMapping) -> Result<(u16, u16), Error> {
     let Some(range) = mapping.container_port_range.as_deref() else {
         let port = u16::try_from(mapping.container_port.unwrap_or(0)).ok().filter(|port| *port > 0);
-        let port = port.ok_or_else(|| client("Invalid 'containerPort' setting. It must be between 1 and 65535."))?;
+        let port =
+            port.ok_or_else(|| client("Invalid 'containerPort' setting. It must be between 1 and 65535."))?;
         return Ok((port, port));
     };
     let bounds = range.split_once('-').and_then(|(first, last)| {
@@ -310,7 +401,9 @@ pub(super) fn port_range(mapping: &PortMapping) -> Result<(u16, u16), Error> {
 }
 
 fn check_port(mode: Option<&str>, name: &str, mapping: &PortMapping) -> Result<(), Error> {
-    if mapping.container_port_range.is_some() && (mapping.container_port.is_some() || mapping.host_port.is_some()) {
+    if mapping.container_port_range.is_some()
+        && (mapping.container_port.is_some() || mapping.host_port.is_some())
+    {
         return Err(setting(name, "A port mapping cannot specify both single port and port range."));
     }
     port_range(mapping)?;
@@ -328,7 +421,11 @@ fn check_port(mode: Option<&str>, name: &str, mapping: &PortMapping) -> Result<(
     }
     if let Some(port_name) = mapping.name.as_deref() {
         let characters = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-';
-        if port_name.is_empty() || port_name.len() > 64 || port_name.starts_with('-') || !port_name.bytes().all(characters) {
+        if port_name.is_empty()
+            || port_name.len() > 64
+            || port_name.starts_with('-')
+            || !port_name.bytes().all(characters)
+        {
             return Err(setting(
                 name,
                 format_args!(
@@ -364,7 +461,11 @@ fn check_health(name: &str, check: &HealthCheck) -> Result<(), Error> {
         if value.is_some_and(|value| !range.contains(&value)) {
             return Err(setting(
                 name,
-                format_args!("The health check '{what}' must be between {} and {}.", range.start(), range.end()),
+                format_args!(
+                    "The health check '{what}' must be between {} and {}.",
+                    range.start(),
+                    range.end()
+                ),
             ));
         }
     }
@@ -390,12 +491,16 @@ fn check_linux(name: &str, linux: &LinuxParameters) -> Result<(), Error> {
             let valid = match option.split_once('=') {
                 None => TMPFS_FLAGS.contains(&option.as_str()),
                 Some((key, value)) => {
-                    let digits = !value.is_empty() && value.len() <= 10 && value.bytes().all(|b| b.is_ascii_digit());
+                    let digits =
+                        !value.is_empty() && value.len() <= 10 && value.bytes().all(|b| b.is_ascii_digit());
                     TMPFS_VALUES.contains(&key) && digits
                 }
             };
             if !valid {
-                return Err(setting(name, format_args!("The tmpfs mount option '{option}' is not supported.")));
+                return Err(setting(
+                    name,
+                    format_args!("The tmpfs mount option '{option}' is not supported."),
+                ));
             }
         }
     }
@@ -428,12 +533,16 @@ fn check_sysctls(name: &str, controls: &[SystemControl]) -> Result<(), Error> {
         let key = control.namespace.as_deref().unwrap_or_default();
         let value = control.value.as_deref().unwrap_or_default();
         let characters = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
-        let plain = key.len() <= 255 && key.chars().all(characters) && !key.contains("..") && !key.contains('/');
-        let namespaced = key.starts_with("net.") || key.starts_with("fs.mqueue.") || IPC_SYSCTLS.contains(&key);
+        let plain =
+            key.len() <= 255 && key.chars().all(characters) && !key.contains("..") && !key.contains('/');
+        let namespaced =
+            key.starts_with("net.") || key.starts_with("fs.mqueue.") || IPC_SYSCTLS.contains(&key);
         if !plain || !namespaced {
             return Err(setting(
                 name,
-                format_args!("The system control '{key}' is not supported: it is not a namespaced kernel parameter."),
+                format_args!(
+                    "The system control '{key}' is not supported: it is not a namespaced kernel parameter."
+                ),
             ));
         }
         if value.is_empty() || value.len() > 255 || value.chars().any(char::is_control) {

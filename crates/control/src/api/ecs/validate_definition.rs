@@ -29,6 +29,7 @@ pub(super) fn check(definition: &TaskDefinition) -> Result<(), Error> {
     let containers = definition.container_definitions.as_deref().unwrap_or_default();
     let volumes = definition.volumes.as_deref().unwrap_or_default();
     check_not_served(definition)?;
+    check_storage(definition)?;
     check_roles(definition)?;
     check_volumes(volumes)?;
     check_containers(definition, containers, volumes)?;
@@ -50,15 +51,23 @@ fn check_not_served(definition: &TaskDefinition) -> Result<(), Error> {
         return not_served("fault injection");
     }
     let platform = definition.runtime_platform.as_ref();
-    if let Some(system) = platform.and_then(|p| p.operating_system_family.as_deref()).filter(|s| *s != "LINUX") {
-        return Err(client(format!("Coracle runs Linux containers only; operatingSystemFamily {system} is not served.")));
-    }
-    if let Some(storage) = &definition.ephemeral_storage
-        && !(1..=MAX_STORAGE).contains(&storage.size_in_gib)
+    if let Some(system) =
+        platform.and_then(|p| p.operating_system_family.as_deref()).filter(|s| *s != "LINUX")
     {
-        return Err(client(format!("The ephemeral storage size must be between 1 and {MAX_STORAGE} GiB.")));
+        return Err(client(format!(
+            "Coracle runs Linux containers only; operatingSystemFamily {system} is not served."
+        )));
     }
     Ok(())
+}
+
+pub(super) fn check_storage(definition: &TaskDefinition) -> Result<(), Error> {
+    match &definition.ephemeral_storage {
+        Some(storage) if !(1..=MAX_STORAGE).contains(&storage.size_in_gib) => {
+            Err(client(format!("The ephemeral storage size must be between 1 and {MAX_STORAGE} GiB.")))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_roles(definition: &TaskDefinition) -> Result<(), Error> {
@@ -73,7 +82,8 @@ fn check_roles(definition: &TaskDefinition) -> Result<(), Error> {
 /// Whether it is a role's name or ARN.
 pub(super) fn is_role(role: &str) -> bool {
     let characters = |text: &str, more: &str| {
-        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "_+=,.@-".contains(c) || more.contains(c))
+        !text.is_empty()
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || "_+=,.@-".contains(c) || more.contains(c))
     };
     match role.strip_prefix("arn:aws:iam::") {
         Some(rest) => rest.split_once(":role/").is_some_and(|(account, path)| {
@@ -97,7 +107,9 @@ fn check_volumes(volumes: &[Volume]) -> Result<(), Error> {
             return Err(client(format!("Volume names must be unique within a task definition: '{name}'.")));
         }
         let not_served = |what: &str| {
-            Err(client(format!("Coracle does not serve {what} yet; volume '{name}' can only be a plain volume.")))
+            Err(client(format!(
+                "Coracle does not serve {what} yet; volume '{name}' can only be a plain volume."
+            )))
         };
         if volume.efs_volume_configuration.is_some() {
             return not_served("Amazon EFS volumes");
@@ -139,7 +151,11 @@ fn check_containers(
     Ok(())
 }
 
-fn check_resources(definition: &TaskDefinition, containers: &[ContainerDefinition]) -> Result<(), Error> {
+/// The containers' shares of the task's CPU and memory.
+pub(super) fn check_resources(
+    definition: &TaskDefinition,
+    containers: &[ContainerDefinition],
+) -> Result<(), Error> {
     if let Some(cpu) = definition.cpu.as_deref() {
         let task = i64::from(fargate_size::parse_cpu(cpu)?);
         let sum: i64 = containers.iter().map(|c| i64::from(c.cpu.unwrap_or(0))).sum();
@@ -154,7 +170,9 @@ fn check_resources(definition: &TaskDefinition, containers: &[ContainerDefinitio
     let mut reserved = 0;
     for container in containers {
         let name = container.name.as_deref().unwrap_or_default();
-        for (setting, value) in [("memory", container.memory), ("memoryReservation", container.memory_reservation)] {
+        for (setting, value) in
+            [("memory", container.memory), ("memoryReservation", container.memory_reservation)]
+        {
             if value.is_some_and(|value| i64::from(value) > task) {
                 return Err(client(format!(
                     "The '{setting}' setting for container '{name}' is greater than for the task."
@@ -215,7 +233,10 @@ fn check_dependencies(containers: &[ContainerDefinition]) -> Result<(), Error> {
                 }
                 "COMPLETE" | "SUCCESS" => {}
                 "HEALTHY" => {
-                    let checked = target.health_check.as_ref().is_some_and(|h| h.command.first().is_some_and(|c| c != "NONE"));
+                    let checked = target
+                        .health_check
+                        .as_ref()
+                        .is_some_and(|h| h.command.first().is_some_and(|c| c != "NONE"));
                     if !checked {
                         return Err(client(
                             "A dependency container with HEALTHY condition must have health check configured",
@@ -252,14 +273,19 @@ fn check_volumes_from(containers: &[ContainerDefinition]) -> Result<(), Error> {
         list.iter().filter_map(|from| from.source_container.clone()).collect()
     };
     match cycle(containers, sources) {
-        Some(name) => Err(client(format!("Invalid 'volumesFrom' setting. There is a cycle at container '{name}'"))),
+        Some(name) => {
+            Err(client(format!("Invalid 'volumesFrom' setting. There is a cycle at container '{name}'")))
+        }
         None => Ok(()),
     }
 }
 
 /// The name of a container that `edges` lead back to, if there is one. At most ten containers, so
 /// removing those without open edges until none is left is quick enough.
-fn cycle(containers: &[ContainerDefinition], edges: impl Fn(&ContainerDefinition) -> Vec<String>) -> Option<String> {
+fn cycle(
+    containers: &[ContainerDefinition],
+    edges: impl Fn(&ContainerDefinition) -> Vec<String>,
+) -> Option<String> {
     let mut open: Vec<(&str, Vec<String>)> =
         containers.iter().map(|c| (c.name.as_deref().unwrap_or_default(), edges(c))).collect();
     loop {
