@@ -1,1 +1,3 @@
-//! placeholder
+//! The agent: what one host does.
+
+pub mod image;
