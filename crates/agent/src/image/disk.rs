@@ -145,7 +145,8 @@ impl Disk {
         }
         let root_fd = File::open(root).map_err(fail("open", root))?;
         // Without it no unsynced layer is trusted, which only costs a download.
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+        let boot =
+            fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
         Ok(Self(Arc::new(Inner { root: root.clone(), root_fd, boot, names: AtomicU64::new(0), _lock: lock })))
     }
 
@@ -178,13 +179,21 @@ impl Disk {
     }
 
     /// Makes a complete, verified layer visible. Durable only after the next [`Self::sync`].
-    pub(crate) fn publish(&self, mut staging: Staging, diff_id: Digest, bytes: u64, disk_bytes: u64) -> io::Result<LayerRecord> {
+    pub(crate) fn publish(
+        &self,
+        mut staging: Staging,
+        diff_id: Digest,
+        bytes: u64,
+        disk_bytes: u64,
+    ) -> io::Result<LayerRecord> {
         let record = LayerRecord { diff_id, bytes, disk_bytes, synced: false, boot: self.0.boot.clone() };
         fs::write(staging.path.join("layer.json"), serde_json::to_vec(&record)?)?;
         match fs::rename(&staging.path, self.layer(diff_id)) {
             Ok(()) => staging.published = true,
             // Another download of the same content was first; `staging` goes away when dropped.
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty || error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error)
+                if error.kind() == io::ErrorKind::DirectoryNotEmpty
+                    || error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
         Ok(record)
@@ -258,7 +267,13 @@ impl Disk {
     }
 
     /// Writes a record, atomically. Durable only when `durable`, or after the next [`Self::sync`].
-    pub(crate) fn put<T: Serialize>(&self, kind: Records, key: &str, record: &T, durable: bool) -> io::Result<()> {
+    pub(crate) fn put<T: Serialize>(
+        &self,
+        kind: Records,
+        key: &str,
+        record: &T,
+        durable: bool,
+    ) -> io::Result<()> {
         self.replace(&self.record(kind, key), &serde_json::to_vec(record)?, durable)
     }
 
@@ -276,7 +291,10 @@ impl Disk {
     }
 
     /// All records of a kind with their keys and last uses; those that cannot be read are removed.
-    pub(crate) fn load<T: DeserializeOwned>(&self, kind: Records) -> io::Result<Vec<(String, T, SystemTime)>> {
+    pub(crate) fn load<T: DeserializeOwned>(
+        &self,
+        kind: Records,
+    ) -> io::Result<Vec<(String, T, SystemTime)>> {
         let mut records = Vec::new();
         for entry in fs::read_dir(self.0.root.join(kind.directory()))? {
             let path = entry?.path();
@@ -325,8 +343,13 @@ impl Disk {
 fn lock(root: &Path) -> Result<File, OpenError> {
     let path = root.join("lock");
     let io = |source| OpenError::Io { what: "lock", path: path.clone(), source };
-    let file =
-        fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(io)?;
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(io)?;
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         match file.try_lock() {

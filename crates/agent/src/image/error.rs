@@ -26,7 +26,7 @@ pub(crate) enum Stage {
     /// Finding the image's manifest and config.
     Manifest,
     /// Fetching and unpacking a layer, named by its compressed digest.
-    Layer(Digest),
+    Layer(String),
     /// Fetching a blob that is no layer.
     Blob,
     /// Recording the image in the local cache.
@@ -43,7 +43,9 @@ pub enum PullErrorKind {
     #[error("{0}: not found")]
     NotFound(String),
     /// The registry wants other credentials, or refuses these. Holds the server's message, if it gave one.
-    #[error("pull access denied, repository does not exist or may require authorization: server message: {0}")]
+    #[error(
+        "pull access denied, repository does not exist or may require authorization: server message: {0}"
+    )]
     Unauthorized(String),
     /// The registry did not answer, or answered with a server error, in all attempts.
     #[error("{0}")]
@@ -81,7 +83,12 @@ pub enum PullErrorKind {
 }
 
 impl PullError {
-    pub(crate) fn new(reference: impl fmt::Display, stage: Stage, attempts: u32, kind: PullErrorKind) -> Self {
+    pub(crate) fn new(
+        reference: impl fmt::Display,
+        stage: Stage,
+        attempts: u32,
+        kind: PullErrorKind,
+    ) -> Self {
         Self { reference: reference.to_string(), stage, attempts: attempts.max(1), kind }
     }
 
@@ -105,17 +112,27 @@ impl fmt::Display for PullError {
                 write!(f, "pull image manifest has been retried {attempts} time(s): {kind}")
             }
             (Stage::Manifest, kind) => {
-                write!(f, "pull image manifest has been retried {attempts} time(s): failed to resolve ref {reference}: {kind}")
+                write!(
+                    f,
+                    "pull image manifest has been retried {attempts} time(s): failed to resolve ref {reference}: {kind}"
+                )
             }
-            (Stage::Blob, kind) => write!(f, "ref pull has been retried {attempts} time(s): failed to copy: {kind}"),
+            (Stage::Blob, kind) => {
+                write!(f, "ref pull has been retried {attempts} time(s): failed to copy: {kind}")
+            }
             (
                 Stage::Layer(_),
                 PullErrorKind::Unreachable(_) | PullErrorKind::NotFound(_) | PullErrorKind::Unauthorized(_),
             ) => write!(f, "ref pull has been retried {attempts} time(s): failed to copy: {kind}"),
             (Stage::Layer(digest), kind) => {
-                write!(f, "ref pull has been retried {attempts} time(s): failed to extract layer {digest}: {kind}")
+                write!(
+                    f,
+                    "ref pull has been retried {attempts} time(s): failed to extract layer {digest}: {kind}"
+                )
             }
-            (Stage::Store, kind) => write!(f, "ref pull has been retried {attempts} time(s): failed to store image: {kind}"),
+            (Stage::Store, kind) => {
+                write!(f, "ref pull has been retried {attempts} time(s): failed to store image: {kind}")
+            }
         }
     }
 }
@@ -125,7 +142,8 @@ impl std::error::Error for PullError {}
 /// Makes text that came from elsewhere fit for a one-line reason: no control characters, at most 256 characters.
 pub(crate) fn printable(text: &str) -> String {
     const MAX: usize = 256;
-    let mut out: String = text.trim().chars().take(MAX).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let mut out: String =
+        text.trim().chars().take(MAX).map(|c| if c.is_control() { ' ' } else { c }).collect();
     if text.trim().chars().nth(MAX).is_some() {
         out.push('…');
     }
@@ -152,8 +170,16 @@ mod tests {
         );
         let digest = Digest::of(b"x");
         assert_eq!(
-            PullError::new(name, Stage::Layer(digest), 2, PullErrorKind::DiskFull("usr/bin/x".into())).reason(),
-            format!("ref pull has been retried 2 time(s): failed to extract layer {digest}: write usr/bin/x: no space left on device")
+            PullError::new(
+                name,
+                Stage::Layer(digest.to_string()),
+                2,
+                PullErrorKind::DiskFull("usr/bin/x".into())
+            )
+            .reason(),
+            format!(
+                "ref pull has been retried 2 time(s): failed to extract layer {digest}: write usr/bin/x: no space left on device"
+            )
         );
     }
 

@@ -18,6 +18,8 @@ use super::manifest::Platform;
 pub(crate) struct ImageRecord {
     pub(crate) manifest_digest: Digest,
     pub(crate) config_digest: Digest,
+    /// What it was found to run on.
+    pub(crate) platform: Platform,
     /// Lowest first.
     pub(crate) diff_ids: Vec<Digest>,
     /// Sum of the layers' compressed sizes.
@@ -117,7 +119,9 @@ impl Index {
     }
 
     pub(crate) fn is_leased(&self, manifest_digest: Digest) -> bool {
-        self.leases.values().any(|lease| lease.images.iter().any(|image| image.manifest_digest == manifest_digest))
+        self.leases
+            .values()
+            .any(|lease| lease.images.iter().any(|image| image.manifest_digest == manifest_digest))
     }
 
     /// What goes next to make room: layers of no image, then images without a name, then the reference used least
@@ -126,7 +130,8 @@ impl Index {
         let named: HashSet<Digest> = self.refs.values().map(|r| r.record.manifest_digest).collect();
         let leased: HashSet<Digest> =
             self.leases.values().flat_map(|l| l.images.iter().map(|i| i.manifest_digest)).collect();
-        let used: HashSet<Digest> = self.images.values().flat_map(|image| image.diff_ids.iter().copied()).collect();
+        let used: HashSet<Digest> =
+            self.images.values().flat_map(|image| image.diff_ids.iter().copied()).collect();
         let orphan = self
             .layers
             .iter()
@@ -137,12 +142,16 @@ impl Index {
         }
         let free = |id: &Digest| {
             !leased.contains(id)
-                && !self.images.get(id).is_some_and(|i| !i.diff_ids.is_empty() && i.diff_ids.iter().all(|l| pins.holds(l)))
+                && !self
+                    .images
+                    .get(id)
+                    .is_some_and(|i| !i.diff_ids.is_empty() && i.diff_ids.iter().all(|l| pins.holds(l)))
         };
         if let Some(id) = self.images.keys().find(|id| !named.contains(id) && free(id)) {
             return Some(Eviction::Image(*id));
         }
-        let coldest = self.refs.iter().filter(|(_, r)| free(&r.record.manifest_digest)).min_by_key(|(_, r)| r.used);
+        let coldest =
+            self.refs.iter().filter(|(_, r)| free(&r.record.manifest_digest)).min_by_key(|(_, r)| r.used);
         coldest.map(|(name, _)| Eviction::Ref(name.clone()))
     }
 }

@@ -153,9 +153,10 @@ struct RawDescriptor {
 impl RawDescriptor {
     fn digest(&self) -> Result<Digest, PullErrorKind> {
         self.digest.parse().map_err(|e| match e {
-            super::digest::DigestError::Algorithm => {
-                PullErrorKind::Unsupported(format!("unsupported digest {} (only sha256 is)", printable(&self.digest)))
-            }
+            super::digest::DigestError::Algorithm => PullErrorKind::Unsupported(format!(
+                "unsupported digest {} (only sha256 is)",
+                printable(&self.digest)
+            )),
             super::digest::DigestError::Format => {
                 PullErrorKind::Malformed(format!("invalid digest {} in manifest", printable(&self.digest)))
             }
@@ -163,8 +164,9 @@ impl RawDescriptor {
     }
 
     fn size(&self) -> Result<u64, PullErrorKind> {
-        u64::try_from(self.size)
-            .map_err(|_| PullErrorKind::Malformed(format!("negative size of {} in manifest", printable(&self.digest))))
+        u64::try_from(self.size).map_err(|_| {
+            PullErrorKind::Malformed(format!("negative size of {} in manifest", printable(&self.digest)))
+        })
     }
 }
 
@@ -173,8 +175,9 @@ impl RawDescriptor {
 /// `content_type` is the registry's header. Where it and the document's own media type both name a kind they must agree,
 /// and a document that could be read as either kind is refused (CVE-2021-41190).
 pub(crate) fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Document, PullErrorKind> {
-    let raw: RawDocument = serde_json::from_slice(bytes)
-        .map_err(|e| PullErrorKind::Malformed(format!("manifest is not valid: {}", printable(&e.to_string()))))?;
+    let raw: RawDocument = serde_json::from_slice(bytes).map_err(|e| {
+        PullErrorKind::Malformed(format!("manifest is not valid: {}", printable(&e.to_string())))
+    })?;
     if raw.schema_version == Some(1) || raw.fs_layers.is_some() {
         return Err(PullErrorKind::Unsupported(
             "media type application/vnd.docker.distribution.manifest.v1+prettyjws is no longer supported; \
@@ -186,12 +189,17 @@ pub(crate) fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Document
     let from_header = content_type.and_then(is_index);
     let from_body = raw.media_type.as_deref().and_then(is_index);
     if let (None, Some(other)) = (from_body, raw.media_type.as_deref().filter(|t| !t.is_empty())) {
-        return Err(PullErrorKind::Unsupported(format!("unsupported manifest media type {}", printable(other))));
+        return Err(PullErrorKind::Unsupported(format!(
+            "unsupported manifest media type {}",
+            printable(other)
+        )));
     }
     if let (Some(header), Some(body)) = (from_header, from_body)
         && header != body
     {
-        return Err(PullErrorKind::Malformed("manifest's media type differs from its Content-Type".to_owned()));
+        return Err(PullErrorKind::Malformed(
+            "manifest's media type differs from its Content-Type".to_owned(),
+        ));
     }
     match (raw.manifests, raw.config, raw.layers) {
         (Some(manifests), None, None) if from_body.or(from_header) != Some(false) => index(manifests),
@@ -215,7 +223,9 @@ fn index(manifests: Vec<RawDescriptor>) -> Result<Document, PullErrorKind> {
     let mut entries = Vec::with_capacity(manifests.len());
     for entry in manifests {
         // An entry of another kind (an attestation, a later format) is no reason to refuse the others.
-        if entry.media_type == OCI_MANIFEST || entry.media_type == DOCKER_MANIFEST || is_index(&entry.media_type).is_some()
+        if entry.media_type == OCI_MANIFEST
+            || entry.media_type == DOCKER_MANIFEST
+            || is_index(&entry.media_type).is_some()
         {
             let digest = entry.digest()?;
             entries.push((entry.platform, digest));
@@ -233,7 +243,10 @@ fn image(config: &RawDescriptor, layers: Vec<RawDescriptor>) -> Result<Document,
     }
     let config_size = config.size()?;
     if config_size > CONFIG_MAX {
-        return Err(PullErrorKind::TooLarge { what: "image config".to_owned(), limit: format!("{CONFIG_MAX} bytes") });
+        return Err(PullErrorKind::TooLarge {
+            what: "image config".to_owned(),
+            limit: format!("{CONFIG_MAX} bytes"),
+        });
     }
     if layers.len() > LAYERS_MAX {
         return Err(PullErrorKind::TooLarge {
@@ -247,7 +260,8 @@ fn image(config: &RawDescriptor, layers: Vec<RawDescriptor>) -> Result<Document,
 
 fn layer(descriptor: &RawDescriptor) -> Result<LayerDescriptor, PullErrorKind> {
     let media_type = descriptor.media_type.as_str();
-    if media_type.contains("foreign") || media_type.contains("nondistributable") || descriptor.urls.is_some() {
+    if media_type.contains("foreign") || media_type.contains("nondistributable") || descriptor.urls.is_some()
+    {
         return Err(PullErrorKind::Unsupported(format!(
             "layer {} is foreign (non-distributable), which is not supported",
             printable(&descriptor.digest)
@@ -261,7 +275,10 @@ fn layer(descriptor: &RawDescriptor) -> Result<LayerDescriptor, PullErrorKind> {
         | "application/vnd.docker.image.rootfs.diff.tar.gzip"
         | "application/vnd.docker.image.rootfs.diff.tar.zstd" => {}
         other => {
-            return Err(PullErrorKind::Unsupported(format!("unsupported layer media type {}", printable(other))));
+            return Err(PullErrorKind::Unsupported(format!(
+                "unsupported layer media type {}",
+                printable(other)
+            )));
         }
     }
     Ok(LayerDescriptor { digest: descriptor.digest()?, size: descriptor.size()? })
@@ -272,7 +289,10 @@ mod tests {
     use super::*;
 
     fn descriptor(media_type: &str, extra: &str) -> String {
-        format!(r#"{{"mediaType":"{media_type}","digest":"{}","size":1{extra}}}"#, Digest::of(media_type.as_bytes()))
+        format!(
+            r#"{{"mediaType":"{media_type}","digest":"{}","size":1{extra}}}"#,
+            Digest::of(media_type.as_bytes())
+        )
     }
 
     fn manifest(layer_type: &str) -> String {
@@ -285,7 +305,10 @@ mod tests {
 
     #[test]
     fn takes_every_layer_compression_and_refuses_foreign_ones() {
-        for good in ["application/vnd.oci.image.layer.v1.tar+zstd", "application/vnd.docker.image.rootfs.diff.tar.gzip"] {
+        for good in [
+            "application/vnd.oci.image.layer.v1.tar+zstd",
+            "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        ] {
             assert!(matches!(parse(manifest(good).as_bytes(), None), Ok(Document::Image(_))), "{good}");
         }
         for bad in [
@@ -293,7 +316,10 @@ mod tests {
             "application/vnd.oci.image.layer.nondistributable.v1.tar",
             "application/vnd.wasm.content.layer.v1+wasm",
         ] {
-            assert!(matches!(parse(manifest(bad).as_bytes(), None), Err(PullErrorKind::Unsupported(_))), "{bad}");
+            assert!(
+                matches!(parse(manifest(bad).as_bytes(), None), Err(PullErrorKind::Unsupported(_))),
+                "{bad}"
+            );
         }
     }
 
@@ -302,12 +328,17 @@ mod tests {
         let good = manifest("application/vnd.oci.image.layer.v1.tar");
         assert!(parse(good.as_bytes(), Some(&format!("{OCI_MANIFEST}; charset=utf-8"))).is_ok());
         assert!(matches!(parse(good.as_bytes(), Some(OCI_INDEX)), Err(PullErrorKind::Malformed(_))));
-        let both = format!(r#"{{"schemaVersion":2,"manifests":[],"config":{},"layers":[]}}"#, descriptor(OCI_CONFIG, ""));
+        let both = format!(
+            r#"{{"schemaVersion":2,"manifests":[],"config":{},"layers":[]}}"#,
+            descriptor(OCI_CONFIG, "")
+        );
         assert!(matches!(parse(both.as_bytes(), None), Err(PullErrorKind::Malformed(_))));
         let old = r#"{"schemaVersion":1,"name":"x","fsLayers":[]}"#;
         assert!(matches!(parse(old.as_bytes(), None), Err(PullErrorKind::Unsupported(_))));
-        let artifact =
-            format!(r#"{{"schemaVersion":2,"config":{},"layers":[]}}"#, descriptor("application/vnd.oci.empty.v1+json", ""));
+        let artifact = format!(
+            r#"{{"schemaVersion":2,"config":{},"layers":[]}}"#,
+            descriptor("application/vnd.oci.empty.v1+json", "")
+        );
         assert!(matches!(parse(artifact.as_bytes(), None), Err(PullErrorKind::Unsupported(_))));
         let layer = descriptor("application/vnd.oci.image.layer.v1.tar", "");
         let many = format!(

@@ -118,7 +118,7 @@ struct Resolved {
 
 enum Content {
     Known(Arc<ImageRecord>),
-    New { config_digest: Digest, layers: Vec<Expected>, config: ImageConfig },
+    New { config_digest: Digest, layers: Vec<Expected>, config: Box<ImageConfig> },
 }
 
 /// A failure before it is known which image it is about.
@@ -148,9 +148,10 @@ impl ImageStore {
             endpoint: request.endpoint.as_ref().map(|e| format!("{}/{}", e.base_url, e.repository_prefix)),
             platform: request.platform,
         };
-        self.0.pull(&request, &reference, name, &progress).await.map_err(|failed| {
-            PullError::new(&reference, failed.stage, failed.attempts, failed.kind)
-        })
+        self.0
+            .pull(&request, &reference, name, &progress)
+            .await
+            .map_err(|failed| PullError::new(&reference, failed.stage, failed.attempts, failed.kind))
     }
 }
 
@@ -173,7 +174,11 @@ impl Inner {
                 || self.still_same(&remote, reference, record.target_digest).await?;
             if current {
                 let layers = image.diff_ids.len();
-                progress(PullProgress { layers_total: layers, layers_done: layers, ..PullProgress::default() });
+                progress(PullProgress {
+                    layers_total: layers,
+                    layers_done: layers,
+                    ..PullProgress::default()
+                });
                 return Ok(image);
             }
             fallback = Some(image);
@@ -190,7 +195,7 @@ impl Inner {
             Content::Known(record) => {
                 let pinned = self.pins.hold(record.diff_ids.iter().copied());
                 // It may have gone before it was pinned.
-                match self.known(record.manifest_digest) {
+                match self.known(record.manifest_digest, record.platform) {
                     Some(record) => (record, pinned),
                     None => return Err(store_failed("image was removed while it was pulled")),
                 }
@@ -201,14 +206,16 @@ impl Inner {
                 let record = ImageRecord {
                     manifest_digest: resolved.manifest_digest,
                     config_digest,
+                    platform: request.platform,
                     diff_ids: layers.iter().map(|layer| layer.diff_id).collect(),
                     compressed_bytes: layers.iter().map(|layer| layer.size).sum(),
-                    config,
+                    config: *config,
                 };
                 (Arc::new(record), pinned)
             }
         };
-        let added = self.add_image(name, resolved.target_digest, &record).map_err(|e| store_failed(e.to_string()))?;
+        let added =
+            self.add_image(name, resolved.target_digest, &record).map_err(|e| store_failed(e.to_string()))?;
         let image = added.ok_or_else(|| Failed {
             stage: Stage::Store,
             attempts: 1,
@@ -217,13 +224,17 @@ impl Inner {
                 limit: format!("{} bytes", self.options.image_limit_bytes),
             },
         })?;
-        self.sync_later();
-        self.collect_later();
+        self.upkeep_later();
         Ok(image)
     }
 
     /// Whether the registry still leads a reference to `known`; yes when it cannot be asked.
-    async fn still_same(&self, remote: &Remote, reference: &Reference, known: Digest) -> Result<bool, Failed> {
+    async fn still_same(
+        &self,
+        remote: &Remote,
+        reference: &Reference,
+        known: Digest,
+    ) -> Result<bool, Failed> {
         if self.pulls.is_away(remote.base()) {
             return Ok(true);
         }
@@ -243,7 +254,12 @@ impl Inner {
     }
 
     /// Finds the manifest and the config of an image.
-    async fn resolve(&self, remote: &Remote, reference: &Reference, platform: Platform) -> Result<Resolved, Failed> {
+    async fn resolve(
+        &self,
+        remote: &Remote,
+        reference: &Reference,
+        platform: Platform,
+    ) -> Result<Resolved, Failed> {
         let name = reference.to_string();
         let registry = &self.registry;
         let fetch = |target: String| {
@@ -257,19 +273,28 @@ impl Inner {
         let mut fetched = fetch(reference.target()).await?;
         let target_digest = fetched.digest;
         for _ in 0..=INDEX_DEPTH {
-            if let Some(record) = self.known(fetched.digest) {
-                return Ok(Resolved { target_digest, manifest_digest: fetched.digest, content: Content::Known(record) });
+            if let Some(record) = self.known(fetched.digest, platform) {
+                return Ok(Resolved {
+                    target_digest,
+                    manifest_digest: fetched.digest,
+                    content: Content::Known(record),
+                });
             }
             match manifest::parse(&fetched.bytes, fetched.content_type.as_deref()).map_err(refused)? {
                 Document::Image(manifest) => {
                     let (layers, config) = self.config(remote, reference, &manifest, platform).await?;
+                    let config = Box::new(config);
                     let content = Content::New { config_digest: manifest.config_digest, layers, config };
                     return Ok(Resolved { target_digest, manifest_digest: fetched.digest, content });
                 }
                 Document::Index(index) => {
                     let chosen = index.select(platform).map_err(refused)?;
-                    if let Some(record) = self.known(chosen) {
-                        return Ok(Resolved { target_digest, manifest_digest: chosen, content: Content::Known(record) });
+                    if let Some(record) = self.known(chosen, platform) {
+                        return Ok(Resolved {
+                            target_digest,
+                            manifest_digest: chosen,
+                            content: Content::Known(record),
+                        });
                     }
                     fetched = fetch(chosen.to_string()).await?;
                 }
@@ -289,17 +314,23 @@ impl Inner {
         let Manifest { config_digest, config_size, layers } = manifest;
         let bytes = persist(|| read_blob(&self.registry, remote, *config_digest, *config_size))
             .await
-            .map_err(|(error, attempts)| document_failed(Stage::Blob, error, &format!("config {config_digest}"), attempts))?;
+            .map_err(|(error, attempts)| {
+                document_failed(Stage::Blob, error, &format!("config {config_digest}"), attempts)
+            })?;
         let refused = |kind| Failed { stage: Stage::Manifest, attempts: 1, kind };
         let document: ConfigDocument = serde_json::from_slice(&bytes).map_err(|e| {
-            refused(PullErrorKind::Malformed(format!("image config is not valid: {}", printable(&e.to_string()))))
+            refused(PullErrorKind::Malformed(format!(
+                "image config is not valid: {}",
+                printable(&e.to_string())
+            )))
         })?;
         if !platform.runs(&document.os, &document.architecture) {
             return Err(refused(PullErrorKind::NoMatchingPlatform(platform.to_string())));
         }
         let (diff_ids, config) = document.into_parts();
         if diff_ids.len() != layers.len() {
-            let what = format!("number of layers and diffIDs don't match: {} != {}", layers.len(), diff_ids.len());
+            let what =
+                format!("number of layers and diffIDs don't match: {} != {}", layers.len(), diff_ids.len());
             return Err(Failed { stage: Stage::Blob, attempts: 1, kind: PullErrorKind::Malformed(what) });
         }
         tracing::debug!(%reference, layers = layers.len(), "resolved");
@@ -357,7 +388,7 @@ impl Inner {
                     None => break,
                     Some(Ok(())) => done += 1,
                     Some(Err((digest, kind, attempts))) => {
-                        return Err(Failed { stage: Stage::Layer(digest), attempts, kind });
+                        return Err(Failed { stage: Stage::Layer(digest.to_string()), attempts, kind });
                     }
                 },
                 _ = ticks.tick() => report(done),
@@ -368,7 +399,11 @@ impl Inner {
     }
 
     /// Joins the download of a layer, or begins it.
-    fn download(self: &Arc<Self>, remote: &Remote, layer: Expected) -> (Shared<BoxFuture<'static, LayerResult>>, Arc<AtomicU64>) {
+    fn download(
+        self: &Arc<Self>,
+        remote: &Remote,
+        layer: Expected,
+    ) -> (Shared<BoxFuture<'static, LayerResult>>, Arc<AtomicU64>) {
         let key = LayerKey { base: remote.base().to_owned(), expected: layer };
         let mut layers = self.pulls.layers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(download) = layers.get(&key)
@@ -394,11 +429,14 @@ impl Inner {
             return Ok(());
         }
         let host = |what: &str, error: std::io::Error| match error.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => (PullErrorKind::DiskFull(what.to_owned()), 1),
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                (PullErrorKind::DiskFull(what.to_owned()), 1)
+            }
             _ => (PullErrorKind::Host(format!("cannot {what}: {error}")), 1),
         };
         let staging = self.disk.stage().map_err(|e| host("make a directory", e))?;
-        let (feed, unpacker) = Unpacker::start(layer, staging, self.limits()).map_err(|e| host("start a thread", e))?;
+        let (feed, unpacker) =
+            Unpacker::start(layer, staging, self.limits()).map_err(|e| host("start a thread", e))?;
         let fed = self.feed(remote, layer, &feed, received).await;
         let finished = match fed {
             Ok(attempts) => {
@@ -421,7 +459,13 @@ impl Inner {
     }
 
     /// Puts a layer's bytes into its pipeline, asking again from where a response was cut. Gives the attempts it took.
-    async fn feed(&self, remote: &Remote, layer: Expected, feed: &Feed, received: &AtomicU64) -> Result<u32, (PullErrorKind, u32)> {
+    async fn feed(
+        &self,
+        remote: &Remote,
+        layer: Expected,
+        feed: &Feed,
+        received: &AtomicU64,
+    ) -> Result<u32, (PullErrorKind, u32)> {
         let what = || format!("layer {}", layer.digest);
         let mut offset = 0;
         let mut attempts = 1;
@@ -434,12 +478,17 @@ impl Inner {
                 Ok(Streamed::Ended) => RequestError::NotFound,
                 Err(error) => error,
             };
-            let truncated = || PullErrorKind::Truncated(format!("{} after {offset} of {} bytes", what(), layer.size));
+            let truncated =
+                || PullErrorKind::Truncated(format!("{} after {offset} of {} bytes", what(), layer.size));
             let (kind, wait) = match interrupted {
                 RequestError::Final(kind) => return Err((kind, attempts)),
-                RequestError::NotFound if began == offset => return Err((PullErrorKind::NotFound(what()), attempts)),
+                RequestError::NotFound if began == offset => {
+                    return Err((PullErrorKind::NotFound(what()), attempts));
+                }
                 RequestError::NotFound => (truncated(), None),
-                RequestError::Transient { what, retry_after } => (PullErrorKind::Unreachable(what), retry_after),
+                RequestError::Transient { what, retry_after } => {
+                    (PullErrorKind::Unreachable(what), retry_after)
+                }
             };
             if offset - began >= PROGRESS {
                 in_row = 0;
@@ -468,7 +517,11 @@ impl Inner {
             let after = *offset + chunk.len() as u64;
             if after > layer.size {
                 let what = "layer content".to_owned();
-                return Err(RequestError::Final(PullErrorKind::SizeMismatch { what, expected: layer.size, actual: after }));
+                return Err(RequestError::Final(PullErrorKind::SizeMismatch {
+                    what,
+                    expected: layer.size,
+                    actual: after,
+                }));
             }
             if feed.send(chunk).await.is_err() {
                 return Ok(Streamed::Closed);
@@ -491,29 +544,19 @@ impl Inner {
         }
         let lacking = comfortable - now;
         let inner = self.clone();
-        let collection = tokio::task::spawn_blocking(move || inner.collect(|_, collected| collected.bytes >= lacking));
+        let collection =
+            tokio::task::spawn_blocking(move || inner.collect(|_, collected| collected.bytes >= lacking));
         if let Ok(Err(error)) = collection.await {
             tracing::warn!(%error, "cannot remove images to make room");
         }
         match (free(self)?, missing.first()) {
-            (now, Some(layer)) if now < needed => {
-                Err(Failed { stage: Stage::Layer(layer.digest), attempts: 1, kind: PullErrorKind::DiskFull("layer".to_owned()) })
-            }
+            (now, Some(layer)) if now < needed => Err(Failed {
+                stage: Stage::Layer(layer.digest.to_string()),
+                attempts: 1,
+                kind: PullErrorKind::DiskFull("layer".to_owned()),
+            }),
             _ => Ok(()),
         }
-    }
-
-    /// Brings the store back within its budget, beside the task that is to start now.
-    fn collect_later(self: &Arc<Self>) {
-        if self.index().disk_bytes() <= self.options.disk_budget_bytes {
-            return;
-        }
-        let inner = self.clone();
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = inner.collect(|index, _| index.disk_bytes() <= inner.options.disk_budget_bytes) {
-                tracing::warn!(%error, "cannot remove images");
-            }
-        });
     }
 }
 
@@ -525,7 +568,10 @@ impl Pulls {
     }
 
     fn set_away(&self, base: &str) {
-        self.away.lock().unwrap_or_else(PoisonError::into_inner).insert(base.to_owned(), Instant::now() + AWAY);
+        self.away
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(base.to_owned(), Instant::now() + AWAY);
     }
 }
 
@@ -538,7 +584,12 @@ enum Streamed {
 }
 
 /// Reads a small blob and verifies it.
-async fn read_blob(registry: &Registry, remote: &Remote, digest: Digest, size: u64) -> Result<Vec<u8>, RequestError> {
+async fn read_blob(
+    registry: &Registry,
+    remote: &Remote,
+    digest: Digest,
+    size: u64,
+) -> Result<Vec<u8>, RequestError> {
     let mut blob = registry.blob(remote, digest, 0).await?;
     let mut bytes = Vec::new();
     while let Some(chunk) = blob.chunk().await? {
@@ -583,7 +634,9 @@ where
 
 /// 200 ms, doubled with each attempt, at most 5 s, with up to a quarter at random so that many do not come at once.
 fn backoff(attempt: u32) -> Duration {
-    let base = Duration::from_millis(200).saturating_mul(1 << attempt.saturating_sub(1).min(5)).min(Duration::from_secs(5));
+    let base = Duration::from_millis(200)
+        .saturating_mul(1 << attempt.saturating_sub(1).min(5))
+        .min(Duration::from_secs(5));
     base.mul_f64(1.0 + rand::random::<f64>() / 4.0)
 }
 

@@ -113,8 +113,11 @@ impl FromStr for Reference {
             None => (rest, None),
         };
         let host = if host == "index.docker.io" { DEFAULT_HOST } else { host };
-        let repository =
-            if host == DEFAULT_HOST && !path.contains('/') { format!("library/{path}") } else { path.to_owned() };
+        let repository = if host == DEFAULT_HOST && !path.contains('/') {
+            format!("library/{path}")
+        } else {
+            path.to_owned()
+        };
         if path.bytes().any(|b| b.is_ascii_uppercase()) {
             return Err(ReferenceError::Uppercase);
         }
@@ -154,7 +157,8 @@ fn is_host(host: &str) -> bool {
             None => (Some(host), None),
         }
     };
-    let port_ok = port.is_none_or(|port| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok());
+    let port_ok =
+        port.is_none_or(|port| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok());
     port_ok && name.is_none_or(|name| name.split('.').all(is_domain_component))
 }
 
@@ -172,9 +176,9 @@ fn is_path_component(component: &str) -> bool {
     if !bytes.first().is_some_and(alphanumeric) || !bytes.last().is_some_and(alphanumeric) {
         return false;
     }
-    component.split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit()).all(|separator| {
-        matches!(separator, "" | "." | "_" | "__") || separator.bytes().all(|b| b == b'-')
-    })
+    component
+        .split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+        .all(|separator| matches!(separator, "" | "." | "_" | "__") || separator.bytes().all(|b| b == b'-'))
 }
 
 fn is_tag(tag: &str) -> bool {
@@ -223,9 +227,36 @@ mod tests {
     fn refuses_what_docker_refuses() {
         let long = format!("a/{}", "b".repeat(260));
         for text in [
-            "", "/", "a/", "/a", "a//b", ":tag", "a:", "a@", "a:b:c", "a b", "a\n", "../a", "a/../b", "a/./b", "-a", "a-",
-            "_a", "a___b", "a..b", "a:-t", "a@sha256:12", "http://a.b/c", "a.b:99999/c", "a.b:x/c", "-a.b/c", "[::1/x",
-            "[zz]:1/x", "a:\u{e9}", "ü", &long,
+            "",
+            "/",
+            "a/",
+            "/a",
+            "a//b",
+            ":tag",
+            "a:",
+            "a@",
+            "a:b:c",
+            "a b",
+            "a\n",
+            "../a",
+            "a/../b",
+            "a/./b",
+            "-a",
+            "a-",
+            "_a",
+            "a___b",
+            "a..b",
+            "a:-t",
+            "a@sha256:12",
+            "http://a.b/c",
+            "a.b:99999/c",
+            "a.b:x/c",
+            "-a.b/c",
+            "[::1/x",
+            "[zz]:1/x",
+            "a:\u{e9}",
+            "ü",
+            &long,
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text:?} was taken");
         }

@@ -1,6 +1,7 @@
 //! The store of images on this host, shared by all tasks.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -10,7 +11,10 @@ use std::time::SystemTime;
 use super::config::ImageConfig;
 use super::digest::Digest;
 use super::disk::{Disk, LayerRecord, OpenError, Records, Staging};
-use super::index::{Eviction, ImageRecord, Index, Layer, LeaseRecord, LeasedImage, Pinned, Pins, Ref, RefName, RefRecord, lease_key};
+use super::index::{
+    Eviction, ImageRecord, Index, Layer, LeaseRecord, LeasedImage, Pinned, Pins, Ref, RefName, RefRecord,
+    lease_key,
+};
 use super::layer::{Limits, Unpacked};
 use super::manifest::Platform;
 use super::pull::Pulls;
@@ -75,7 +79,10 @@ pub struct Image {
 
 impl fmt::Debug for Image {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Image").field("reference", &self.reference).field("manifest", &self.manifest_digest).finish()
+        f.debug_struct("Image")
+            .field("reference", &self.reference)
+            .field("manifest", &self.manifest_digest)
+            .finish()
     }
 }
 
@@ -114,11 +121,11 @@ pub(super) struct Inner {
     pub(super) pins: Pins,
     pub(super) pulls: Pulls,
     index: Mutex<Index>,
-    syncing: Mutex<Syncing>,
+    upkeep: Mutex<Upkeep>,
 }
 
 #[derive(Default)]
-struct Syncing {
+struct Upkeep {
     running: bool,
     again: bool,
 }
@@ -138,9 +145,9 @@ impl ImageStore {
             pins: Pins::default(),
             pulls: Pulls::default(),
             index: Mutex::new(index),
-            syncing: Mutex::default(),
+            upkeep: Mutex::default(),
         }));
-        store.0.sync_later();
+        store.0.upkeep_later();
         Ok(store)
     }
 
@@ -191,7 +198,7 @@ impl ImageStore {
     /// Removes images that nobody uses, least recently used first, until the store is within its disk budget.
     pub async fn gc(&self) -> io::Result<Collected> {
         let inner = self.0.clone();
-        run_blocking(move || inner.collect(|index, _| index.disk_bytes() <= inner.options.disk_budget_bytes)).await
+        run_blocking(move || inner.collect_to_budget()).await
     }
 
     /// Estimate of the disk space that all layers use, in bytes.
@@ -203,11 +210,9 @@ impl ImageStore {
     pub fn lease(&self, image: &Image, owner: &str) -> io::Result<()> {
         let mut index = self.0.index();
         // It may have been removed by name since it was pulled.
-        if !index.images.contains_key(&image.manifest_digest) {
-            self.0.disk.put(Records::Manifests, &image.manifest_digest.hex(), &image.record, false)?;
-            index.images.insert(image.manifest_digest, image.record.clone());
-        }
-        let leased = LeasedImage { reference: image.reference.clone(), manifest_digest: image.manifest_digest };
+        self.0.keep_image(&mut index, &image.record)?;
+        let leased =
+            LeasedImage { reference: image.reference.clone(), manifest_digest: image.manifest_digest };
         let mut lease = index
             .leases
             .get(owner)
@@ -227,6 +232,9 @@ impl ImageStore {
         let mut index = self.0.index();
         self.0.disk.remove(Records::Leases, &lease_key(owner))?;
         index.leases.remove(owner);
+        drop(index);
+        // What it held may have been over the budget.
+        self.0.upkeep_later();
         Ok(())
     }
 
@@ -281,9 +289,9 @@ impl Inner {
         Some(found)
     }
 
-    /// The image with this manifest, whatever it is called, if all of it is here.
-    pub(super) fn known(&self, manifest_digest: Digest) -> Option<Arc<ImageRecord>> {
-        self.index().complete(manifest_digest).cloned()
+    /// The image with this manifest, whatever it is called, if all of it is here and it runs on `platform`.
+    pub(super) fn known(&self, manifest_digest: Digest, platform: Platform) -> Option<Arc<ImageRecord>> {
+        self.index().complete(manifest_digest).filter(|image| image.platform == platform).cloned()
     }
 
     pub(super) fn has_layer(&self, diff_id: Digest) -> bool {
@@ -303,21 +311,31 @@ impl Inner {
 
     /// Makes an image part of the store, under a name. Its layers must be there and pinned. `None` when it unpacks to
     /// more than an image may.
-    pub(super) fn add_image(&self, name: RefName, target: Digest, record: &Arc<ImageRecord>) -> io::Result<Option<Arc<Image>>> {
+    pub(super) fn add_image(
+        &self,
+        name: RefName,
+        target: Digest,
+        record: &Arc<ImageRecord>,
+    ) -> io::Result<Option<Arc<Image>>> {
         let mut index = self.index();
         if unpacked_bytes(&index, record) > self.options.image_limit_bytes {
             return Ok(None);
         }
+        self.keep_image(&mut index, record)?;
         let manifest_digest = record.manifest_digest;
-        if !index.images.contains_key(&manifest_digest) {
-            self.disk.put(Records::Manifests, &manifest_digest.hex(), record, false)?;
-            index.images.insert(manifest_digest, record.clone());
-        }
         let reference = name.reference.clone();
         let entry = RefRecord { name: name.clone(), target_digest: target, manifest_digest };
         self.disk.put(Records::Refs, &name.key(), &entry, false)?;
         index.refs.insert(name, Ref { record: entry, used: SystemTime::now() });
         Ok(Some(self.image(&index, &reference, record)))
+    }
+
+    fn keep_image(&self, index: &mut Index, record: &Arc<ImageRecord>) -> io::Result<()> {
+        if let Entry::Vacant(entry) = index.images.entry(record.manifest_digest) {
+            self.disk.put(Records::Manifests, &record.manifest_digest.hex(), record, false)?;
+            entry.insert(record.clone());
+        }
+        Ok(())
     }
 
     fn image(&self, index: &Index, reference: &str, record: &Arc<ImageRecord>) -> Arc<Image> {
@@ -366,7 +384,13 @@ impl Inner {
     }
 
     /// One step, first on disk: the index never lacks what the disk has, nor has what it lacks.
-    fn evict(&self, index: &mut Index, eviction: Eviction, collected: &mut Collected, hidden: &mut Vec<PathBuf>) -> io::Result<()> {
+    fn evict(
+        &self,
+        index: &mut Index,
+        eviction: Eviction,
+        collected: &mut Collected,
+        hidden: &mut Vec<PathBuf>,
+    ) -> io::Result<()> {
         match eviction {
             Eviction::Layer(id) => {
                 hidden.push(self.disk.hide_layer(id)?);
@@ -396,7 +420,13 @@ impl Inner {
         result.map(|()| collected)
     }
 
-    fn remove_named(&self, scope: &str, reference: &str, collected: &mut Collected, hidden: &mut Vec<PathBuf>) -> io::Result<()> {
+    fn remove_named(
+        &self,
+        scope: &str,
+        reference: &str,
+        collected: &mut Collected,
+        hidden: &mut Vec<PathBuf>,
+    ) -> io::Result<()> {
         let mut index = self.index();
         let names: Vec<RefName> =
             index.refs.keys().filter(|n| n.scope == scope && n.reference == reference).cloned().collect();
@@ -419,39 +449,55 @@ impl Inner {
         Ok(())
     }
 
-    /// Makes sure that a durability run begins after this call. Returns at once.
-    pub(super) fn sync_later(self: &Arc<Self>) {
-        let mut syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
-        if syncing.running {
-            syncing.again = true;
+    /// Makes sure that a run of upkeep begins after this call: collection down to the budget, then durability. Returns
+    /// at once.
+    pub(super) fn upkeep_later(self: &Arc<Self>) {
+        let mut upkeep = self.upkeep.lock().unwrap_or_else(PoisonError::into_inner);
+        if upkeep.running {
+            upkeep.again = true;
             return;
         }
-        if !self.index().layers.values().any(|layer| !layer.record.synced) {
+        if !self.needs_upkeep() {
             return;
         }
         let inner = self.clone();
-        // The disk may take long, and nobody waits: a thread of its own, with the lowest claim to anything.
-        let thread = std::thread::Builder::new().name("image-sync".to_owned()).spawn(move || {
+        // The disk may take long, and nobody waits: a thread of its own.
+        let thread = std::thread::Builder::new().name("image-upkeep".to_owned()).spawn(move || {
             loop {
-                if let Err(error) = inner.sync() {
-                    tracing::warn!(%error, "cannot make images durable; they would be pulled again after a power loss");
+                if let Err(error) = inner.collect_to_budget() {
+                    tracing::warn!(%error, "cannot remove images");
                 }
-                let mut syncing = inner.syncing.lock().unwrap_or_else(PoisonError::into_inner);
-                if !std::mem::take(&mut syncing.again) {
-                    syncing.running = false;
+                if let Err(error) = inner.sync() {
+                    tracing::warn!(%error, "cannot make images durable; a power loss would cost their pull");
+                }
+                let mut upkeep = inner.upkeep.lock().unwrap_or_else(PoisonError::into_inner);
+                if !std::mem::take(&mut upkeep.again) {
+                    upkeep.running = false;
                     return;
                 }
             }
         });
         match thread {
-            Ok(_) => syncing.running = true,
-            Err(error) => tracing::warn!(%error, "cannot start a thread to make images durable"),
+            Ok(_) => upkeep.running = true,
+            Err(error) => tracing::warn!(%error, "cannot start a thread for the image store's upkeep"),
         }
+    }
+
+    fn needs_upkeep(&self) -> bool {
+        let index = self.index();
+        index.disk_bytes() > self.options.disk_budget_bytes || index.layers.values().any(|l| !l.record.synced)
+    }
+
+    fn collect_to_budget(&self) -> io::Result<Collected> {
+        self.collect(|index, _| index.disk_bytes() <= self.options.disk_budget_bytes)
     }
 
     fn sync(&self) -> io::Result<()> {
         let unsynced: Vec<LayerRecord> =
             self.index().layers.values().map(|l| &l.record).filter(|r| !r.synced).cloned().collect();
+        if unsynced.is_empty() {
+            return Ok(());
+        }
         self.disk.sync(&unsynced)?;
         let mut index = self.index();
         for record in unsynced {
@@ -467,7 +513,9 @@ fn unpacked_bytes(index: &Index, image: &ImageRecord) -> u64 {
     image.diff_ids.iter().filter_map(|id| index.layers.get(id)).map(|layer| layer.record.bytes).sum()
 }
 
-async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+async fn run_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 

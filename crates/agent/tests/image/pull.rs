@@ -44,7 +44,10 @@ async fn pulls_every_compression_and_both_media_types() {
 
     let seen = seen.into_inner().unwrap();
     let total: u64 = layers.iter().map(|l| l.blob.len() as u64).sum();
-    assert_eq!(seen.last(), Some(&PullProgress { layers_total: 3, layers_done: 3, bytes_total: total, bytes_done: total }));
+    assert_eq!(
+        seen.last(),
+        Some(&PullProgress { layers_total: 3, layers_done: 3, bytes_total: total, bytes_done: total })
+    );
     assert!(seen.windows(2).all(|w| w[0].bytes_done <= w[1].bytes_done), "progress never goes back");
 
     let docker = TestImage::with(&layers[..2], &run, "amd64", true);
@@ -60,7 +63,8 @@ async fn picks_the_platform_from_an_index() {
     let root = scratch();
     let store = open(root.path(), options());
     let amd = TestImage::new(&[Tar::new().file("amd64", "").layer(Compression::Gzip)]);
-    let arm = TestImage::with(&[Tar::new().file("arm64", "").layer(Compression::Gzip)], &json!({}), "arm64", false);
+    let arm =
+        TestImage::with(&[Tar::new().file("arm64", "").layer(Compression::Gzip)], &json!({}), "arm64", false);
     let client = reqwest::Client::new();
     for image in [&amd, &arm] {
         registry.push("multi", "x", image).await;
@@ -76,8 +80,12 @@ async fn picks_the_platform_from_an_index() {
     let by_digest = format!("{}/multi:nothing@{}", registry.host, Digest::of(&text));
     assert_eq!(pull(&store, &by_digest).await.unwrap().manifest_digest, amd.digest());
 
-    let only_arm = registry.push_manifest(&client, "multi", "arm", OCI_INDEX, &index(&[(&arm, "arm64", "")])).await;
-    let error = store.pull(PullRequest { platform: Platform::LinuxAmd64, ..PullRequest::new(&only_arm) }, |_| {}).await.unwrap_err();
+    let only_arm =
+        registry.push_manifest(&client, "multi", "arm", OCI_INDEX, &index(&[(&arm, "arm64", "")])).await;
+    let error = store
+        .pull(PullRequest { platform: Platform::LinuxAmd64, ..PullRequest::new(&only_arm) }, |_| {})
+        .await
+        .unwrap_err();
     assert_eq!(
         error.reason(),
         "pull image manifest has been retried 1 time(s): image Manifest does not contain descriptor matching platform \
@@ -85,7 +93,10 @@ async fn picks_the_platform_from_an_index() {
     );
     // The same without an index: the config says what it is for.
     let bare = registry.push("bare", "arm", &arm).await;
-    let error = store.pull(PullRequest { platform: Platform::LinuxAmd64, ..PullRequest::new(&bare) }, |_| {}).await.unwrap_err();
+    let error = store
+        .pull(PullRequest { platform: Platform::LinuxAmd64, ..PullRequest::new(&bare) }, |_| {})
+        .await
+        .unwrap_err();
     assert!(matches!(error.kind(), PullErrorKind::NoMatchingPlatform(_)), "{error}");
 }
 
@@ -99,7 +110,9 @@ async fn missing_images_read_as_on_fargate() {
     assert_eq!(error.kind(), &PullErrorKind::NotFound(name.clone()));
     assert_eq!(
         error.reason(),
-        format!("pull image manifest has been retried 1 time(s): failed to resolve ref {name}: {name}: not found")
+        format!(
+            "pull image manifest has been retried 1 time(s): failed to resolve ref {name}: {name}: not found"
+        )
     );
     let error = pull(&store, "Not A Reference").await.unwrap_err();
     assert!(matches!(error.kind(), PullErrorKind::InvalidReference(_)), "{error}");

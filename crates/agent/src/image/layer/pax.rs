@@ -60,7 +60,8 @@ impl Pax {
         if value.is_empty() {
             return Ok(());
         }
-        let id = || u32::try_from(decimal(value)?).map_err(|_| malformed("owner in a PAX header is too large"));
+        let id =
+            || u32::try_from(decimal(value)?).map_err(|_| malformed("owner in a PAX header is too large"));
         match key {
             b"path" => self.path = Some(value.to_vec()),
             b"linkpath" => self.linkpath = Some(value.to_vec()),
@@ -78,9 +79,8 @@ impl Pax {
                 self.sparse_size = Some(decimal(value)?);
             }
             b"GNU.sparse.offset" => {
-                if self.pending_offset.replace(decimal(value)?).is_some() {
-                    return Err(bad_record());
-                }
+                let unused = self.pending_offset.replace(decimal(value)?);
+                unused.map_or(Ok(()), |_| Err(bad_record()))?;
             }
             b"GNU.sparse.numbytes" => {
                 let offset = self.pending_offset.take().ok_or_else(bad_record)?;
@@ -91,8 +91,10 @@ impl Pax {
                 if !numbers.len().is_multiple_of(2) {
                     return Err(bad_record());
                 }
-                self.sparse_map =
-                    numbers.chunks_exact(2).map(|pair| Segment { offset: pair[0], length: pair[1] }).collect();
+                self.sparse_map = numbers
+                    .chunks_exact(2)
+                    .map(|pair| Segment { offset: pair[0], length: pair[1] })
+                    .collect();
             }
             _ => {}
         }

@@ -94,7 +94,9 @@ impl Unpacker {
 
     /// The verified layer, or why there is none.
     pub(crate) async fn finish(self) -> Result<(Unpacked, Staging), LayerFailure> {
-        self.0.await.unwrap_or_else(|_| Err(PullErrorKind::Host("the unpacking thread ended early".to_owned()).into()))
+        self.0.await.unwrap_or_else(|_| {
+            Err(PullErrorKind::Host("the unpacking thread ended early".to_owned()).into())
+        })
     }
 }
 
@@ -171,7 +173,9 @@ fn judge(
         return Err(PullErrorKind::DigestMismatch { what, expected: expected.digest, actual: digest }.into());
     }
     match decoded.failure {
-        Some(DecodeFailure::Truncated) => return Err(PullErrorKind::Truncated("compressed layer".to_owned()).into()),
+        Some(DecodeFailure::Truncated) => {
+            return Err(PullErrorKind::Truncated("compressed layer".to_owned()).into());
+        }
         Some(DecodeFailure::Corrupt(why)) => return Err(PullErrorKind::Malformed(why).into()),
         None => {}
     }
@@ -182,7 +186,9 @@ fn judge(
     })?;
     if diff_id != expected.diff_id {
         let what = "unpacked layer (diff id)".to_owned();
-        return Err(PullErrorKind::DigestMismatch { what, expected: expected.diff_id, actual: diff_id }.into());
+        return Err(
+            PullErrorKind::DigestMismatch { what, expected: expected.diff_id, actual: diff_id }.into()
+        );
     }
     Ok(unpacked)
 }
@@ -237,7 +243,7 @@ type Prefixed<'a> = Chain<Cursor<Vec<u8>>, &'a mut Compressed>;
 
 /// The compression is told by the content, as in containerd and Docker: media types are often wrong about it.
 enum Decoder<'a> {
-    Gzip(flate2::bufread::MultiGzDecoder<Prefixed<'a>>),
+    Gzip(Box<flate2::bufread::MultiGzDecoder<Prefixed<'a>>>),
     Zstd(zstd::stream::read::Decoder<'static, Prefixed<'a>>),
     Plain(Prefixed<'a>),
 }
@@ -249,7 +255,7 @@ impl<'a> Decoder<'a> {
         let magic: [u8; 4] = std::array::from_fn(|index| start.get(index).copied().unwrap_or(0));
         let input = Read::chain(Cursor::new(start), input);
         Ok(match magic {
-            [0x1f, 0x8b, 0x08, _] => Self::Gzip(flate2::bufread::MultiGzDecoder::new(input)),
+            [0x1f, 0x8b, 0x08, _] => Self::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(input))),
             // A frame, or a skippable one (0x50 to 0x5f) before it.
             [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;

@@ -116,7 +116,11 @@ impl<R: BufRead> TarReader<R> {
                 b'g' => drop(self.extended(size)?),
                 b'L' => long_name = Some(until_nul(&self.extended(size)?).to_vec()),
                 b'K' => long_link = Some(until_nul(&self.extended(size)?).to_vec()),
-                _ => return self.entry(&header, size, pax.unwrap_or_default(), long_name, long_link).map(Some),
+                _ => {
+                    return self
+                        .entry(&header, size, pax.unwrap_or_default(), long_name, long_link)
+                        .map(Some);
+                }
             }
         }
     }
@@ -156,7 +160,8 @@ impl<R: BufRead> TarReader<R> {
         long_link: Option<Vec<u8>>,
     ) -> Result<Entry, TarError> {
         let path = pax.path.take().or(long_name).unwrap_or_else(|| header.path());
-        let link = pax.linkpath.take().or(long_link).unwrap_or_else(|| until_nul(&header.0[157..257]).to_vec());
+        let link =
+            pax.linkpath.take().or(long_link).unwrap_or_else(|| until_nul(&header.0[157..257]).to_vec());
         let stored = pax.size.unwrap_or(header_size);
         let kind = match header.0[156] {
             // Before POSIX, a directory was a file whose name ends so.
@@ -164,7 +169,9 @@ impl<R: BufRead> TarReader<R> {
             0 | b'0' | b'7' | b'S' => Kind::File,
             b'1' => Kind::HardLink,
             b'2' => Kind::Symlink,
-            b'3' => Kind::CharDevice { major: header.number_u32(329..337)?, minor: header.number_u32(337..345)? },
+            b'3' => {
+                Kind::CharDevice { major: header.number_u32(329..337)?, minor: header.number_u32(337..345)? }
+            }
             b'4' => Kind::BlockDevice,
             b'5' => Kind::Directory,
             b'6' => Kind::Fifo,
@@ -184,7 +191,8 @@ impl<R: BufRead> TarReader<R> {
             (size, Some(segments), path)
         } else if pax.is_sparse() {
             let path = pax.sparse_name.take().unwrap_or(path);
-            let segments = if pax.sparse_map_in_data { self.sparse_map()? } else { std::mem::take(&mut pax.sparse_map) };
+            let segments =
+                if pax.sparse_map_in_data { self.sparse_map()? } else { std::mem::take(&mut pax.sparse_map) };
             let size = pax.sparse_size.ok_or_else(|| malformed("sparse file without its size"))?;
             (size, Some(segments), path)
         } else {

@@ -74,7 +74,11 @@ pub(crate) fn components(path: &[u8]) -> Result<Vec<&[u8]>, TreeError> {
 impl Tree {
     /// `root` must exist and be empty.
     pub(crate) fn open(root: &Path) -> Result<Self, Errno> {
-        Ok(Self { root: rustix::fs::open(root, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?, last: None, implied: 0 })
+        Ok(Self {
+            root: rustix::fs::open(root, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?,
+            last: None,
+            implied: 0,
+        })
     }
 
     pub(crate) fn root(&self) -> &OwnedFd {
@@ -117,12 +121,16 @@ impl Tree {
 
     fn open_beneath(&self, path: &[u8], extra: ResolveFlags) -> Result<OwnedFd, TreeError> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | extra;
-        rustix::fs::openat2(&self.root, OsStr::from_bytes(path), DIRECTORY, Mode::empty(), resolve).map_err(|e| match e {
-            Errno::XDEV => TreeError::Refused("its path leaves the layer through a symlink"),
-            Errno::LOOP if !extra.contains(ResolveFlags::NO_SYMLINKS) => TreeError::Refused("its path is a symlink loop"),
-            Errno::NOTDIR => TreeError::Refused("its parent is not a directory"),
-            other => other.into(),
-        })
+        rustix::fs::openat2(&self.root, OsStr::from_bytes(path), DIRECTORY, Mode::empty(), resolve).map_err(
+            |e| match e {
+                Errno::XDEV => TreeError::Refused("its path leaves the layer through a symlink"),
+                Errno::LOOP if !extra.contains(ResolveFlags::NO_SYMLINKS) => {
+                    TreeError::Refused("its path is a symlink loop")
+                }
+                Errno::NOTDIR => TreeError::Refused("its parent is not a directory"),
+                other => other.into(),
+            },
+        )
     }
 
     fn open_parent(&mut self, path: &[&[u8]], joined: Vec<u8>) -> Result<Directory, TreeError> {
@@ -180,7 +188,8 @@ impl Tree {
         })?;
         let root = self.path_of(&self.root)?;
         let real = self.path_of(&fd)?;
-        let below = real.strip_prefix(root.as_slice()).ok_or(TreeError::Refused("its path leaves the layer"))?;
+        let below =
+            real.strip_prefix(root.as_slice()).ok_or(TreeError::Refused("its path leaves the layer"))?;
         let below = below.strip_prefix(b"/").unwrap_or(below).to_vec();
         Ok(Directory { fd, path: below })
     }

@@ -56,6 +56,7 @@ impl From<TarError> for UnpackError {
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
+const AUFS: &[u8] = b".wh..wh.";
 /// Free space is looked at each time that this much was written.
 const FREE_CHECK: u64 = 32 << 20;
 /// Paths of directories that are kept to set their times at the end, in bytes.
@@ -64,7 +65,14 @@ const DIRECTORY_PATHS_MAX: usize = 128 << 20;
 /// Unpacks the archive in `input` into `root`, an existing empty directory, and reads `input` to its end.
 pub(crate) fn unpack<R: BufRead>(input: R, root: &Path, limits: Limits) -> Result<Unpacked, UnpackError> {
     let tree = Tree::open(root).map_err(|error| UnpackError::Host { path: ".".to_owned(), error })?;
-    let mut unpack = Unpack { tree, limits, totals: Unpacked::default(), unchecked: FREE_CHECK, times: Vec::new(), paths: 0 };
+    let mut unpack = Unpack {
+        tree,
+        limits,
+        totals: Unpacked::default(),
+        unchecked: FREE_CHECK,
+        times: Vec::new(),
+        paths: 0,
+    };
     let mut tar = TarReader::new(input);
     while let Some(entry) = tar.next()? {
         unpack.entry(&mut tar, &entry)?;
@@ -104,7 +112,10 @@ impl Unpack {
         self.charge(0, implied.saturating_mul(4096))?;
         self.totals.entries += 1 + implied;
         if self.totals.entries > self.limits.entries {
-            return Err(UnpackError::TooLarge { what: "number of layer entries", limit: self.limits.entries.to_string() });
+            return Err(UnpackError::TooLarge {
+                what: "number of layer entries",
+                limit: self.limits.entries.to_string(),
+            });
         }
         let result = self.apply(tar, entry);
         result.map_err(|e| match e {
@@ -119,6 +130,10 @@ impl Unpack {
         let Some((name, parent)) = path.split_last() else {
             return self.root_entry(entry);
         };
+        // Directories of AUFS's own, such as `.wh..wh.plnk`; Docker skips them.
+        if parent.iter().any(|component| component.starts_with(AUFS)) {
+            return Ok(());
+        }
         if *name == OPAQUE {
             return Ok(tree::make_opaque(&self.tree.parent(parent)?.fd)?);
         }
@@ -132,8 +147,12 @@ impl Unpack {
             Kind::HardLink => self.hard_link(parent, name, entry),
             Kind::Symlink => self.symlink(parent, name, entry),
             Kind::Fifo => self.fifo(parent, name, entry),
-            Kind::CharDevice { major: 0, minor: 0 } => Ok(tree::make_whiteout(&self.tree.parent(parent)?.fd, name)?),
-            Kind::CharDevice { .. } | Kind::BlockDevice => Err(TreeError::Refused("device nodes are not allowed in a layer").into()),
+            Kind::CharDevice { major: 0, minor: 0 } => {
+                Ok(tree::make_whiteout(&self.tree.parent(parent)?.fd, name)?)
+            }
+            Kind::CharDevice { .. } | Kind::BlockDevice => {
+                Err(TreeError::Refused("device nodes are not allowed in a layer").into())
+            }
         }
     }
 
@@ -147,7 +166,6 @@ impl Unpack {
     }
 
     fn whiteout(&mut self, parent: &[&[u8]], hidden: &[u8]) -> Result<(), Failure> {
-        // `.wh..wh.*` other than the opaque mark are leftovers of AUFS; Docker skips them.
         if hidden.starts_with(WHITEOUT) {
             return Ok(());
         }
@@ -194,7 +212,11 @@ impl Unpack {
     fn directory_metadata(&mut self, fd: &OwnedFd, path: Vec<u8>, entry: &Entry) -> Result<(), Failure> {
         self.paths += path.len() + size_of::<(Vec<u8>, Time)>();
         if self.paths > DIRECTORY_PATHS_MAX {
-            return Err(UnpackError::TooLarge { what: "directory paths of a layer", limit: format!("{DIRECTORY_PATHS_MAX} bytes") }.into());
+            return Err(UnpackError::TooLarge {
+                what: "directory paths of a layer",
+                limit: format!("{DIRECTORY_PATHS_MAX} bytes"),
+            }
+            .into());
         }
         self.times.push((path, entry.mtime));
         metadata(fd, entry)?;
@@ -209,7 +231,9 @@ impl Unpack {
         entry: &Entry,
     ) -> Result<(), Failure> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = self.create(parent, name, |parent| rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600)))?;
+        let fd = self.create(parent, name, |parent| {
+            rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600))
+        })?;
         match &entry.sparse {
             None => self.write(tar, &fd, 0, entry.size)?,
             Some(segments) => {
@@ -224,7 +248,13 @@ impl Unpack {
     }
 
     /// Writes `length` bytes of the entry's data at `offset`.
-    fn write<R: BufRead>(&mut self, tar: &mut TarReader<R>, fd: &OwnedFd, offset: u64, length: u64) -> Result<(), Failure> {
+    fn write<R: BufRead>(
+        &mut self,
+        tar: &mut TarReader<R>,
+        fd: &OwnedFd,
+        offset: u64,
+        length: u64,
+    ) -> Result<(), Failure> {
         // Before the data, so that a bomb is refused by its header.
         self.charge(length, length.next_multiple_of(4096))?;
         let mut written = 0;
@@ -251,7 +281,11 @@ impl Unpack {
         let refused = |error: TreeError| match error {
             TreeError::Refused(why) => Failure::Unpack(UnpackError::Hostile {
                 path: display(&entry.path),
-                why: format!("it is a hard link to {:?}, and {}", display(&entry.link), why.replace("its ", "that ")),
+                why: format!(
+                    "it is a hard link to {:?}, and {}",
+                    display(&entry.link),
+                    why.replace("its ", "that ")
+                ),
             }),
             TreeError::Os(Errno::NOENT) => Failure::Unpack(UnpackError::Hostile {
                 path: display(&entry.path),
@@ -267,13 +301,19 @@ impl Unpack {
         let target_parent = self.tree.existing(target_parent).map_err(refused)?;
         match tree::kind(&target_parent, target_name).map_err(refused)? {
             None | Some(Existing::Whiteout) => return Err(refused(TreeError::Os(Errno::NOENT))),
-            Some(Existing::Directory) => return Err(TreeError::Refused("it is a hard link to a directory").into()),
+            Some(Existing::Directory) => {
+                return Err(TreeError::Refused("it is a hard link to a directory").into());
+            }
             Some(_) => {}
         }
-        let link = |parent: &OwnedFd| rustix::fs::linkat(&target_parent, target_name, parent, name, AtFlags::empty());
+        let link = |parent: &OwnedFd| {
+            rustix::fs::linkat(&target_parent, target_name, parent, name, AtFlags::empty())
+        };
         match self.create(parent, name, link) {
             // The name it replaced was the target itself.
-            Err(Failure::Tree(TreeError::Os(Errno::NOENT))) => Err(TreeError::Refused("it is a hard link to itself").into()),
+            Err(Failure::Tree(TreeError::Os(Errno::NOENT))) => {
+                Err(TreeError::Refused("it is a hard link to itself").into())
+            }
             other => other,
         }
     }
@@ -357,7 +397,9 @@ impl Unpack {
         match error {
             TreeError::Refused(why) => UnpackError::Hostile { path, why: why.to_owned() },
             TreeError::Os(Errno::NOSPC | Errno::DQUOT) => UnpackError::DiskFull(path),
-            TreeError::Os(Errno::FBIG) => UnpackError::TooLarge { what: "file in a layer", limit: "the file system's".to_owned() },
+            TreeError::Os(Errno::FBIG) => {
+                UnpackError::TooLarge { what: "file in a layer", limit: "the file system's".to_owned() }
+            }
             TreeError::Os(error) => UnpackError::Host { path, error },
         }
     }
@@ -401,7 +443,9 @@ fn metadata(fd: &OwnedFd, entry: &Entry) -> Result<(), TreeError> {
             Err(Errno::NOSPC | Errno::TOOBIG | Errno::RANGE) => {
                 return Err(TreeError::Refused("its extended attributes are too large"));
             }
-            Err(Errno::INVAL | Errno::NAMETOOLONG) => return Err(TreeError::Refused("it has an invalid extended attribute")),
+            Err(Errno::INVAL | Errno::NAMETOOLONG) => {
+                return Err(TreeError::Refused("it has an invalid extended attribute"));
+            }
             // A file system without user attributes: containerd goes on as well.
             Err(Errno::OPNOTSUPP) if name.starts_with(b"user.") => {}
             Err(error) => return Err(error.into()),
@@ -412,7 +456,9 @@ fn metadata(fd: &OwnedFd, entry: &Entry) -> Result<(), TreeError> {
 
 fn keeps_xattr(name: &[u8]) -> bool {
     let valid = !name.contains(&0);
-    valid && (name == b"security.capability" || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay.")))
+    valid
+        && (name == b"security.capability"
+            || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay.")))
 }
 
 /// Owner and time of something that is not opened.

@@ -77,7 +77,7 @@ fn parse_challenges(header: &str) -> Vec<(String, Vec<(String, String)>)> {
     let mut rest = header;
     loop {
         rest = rest.trim_start_matches([' ', '\t', ',']);
-        let end = rest.find(|c: char| matches!(c, ' ' | '\t' | '=' | ',')).unwrap_or(rest.len());
+        let end = rest.find([' ', '\t', '=', ',']).unwrap_or(rest.len());
         let (word, after) = rest.split_at(end);
         if word.is_empty() {
             return challenges;

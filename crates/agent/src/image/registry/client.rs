@@ -111,33 +111,43 @@ impl Registry {
             Some(RegistryEndpoint { base_url, repository_prefix }) => {
                 let prefix = repository_prefix.trim_matches('/');
                 let repository = reference.repository();
-                let path = if prefix.is_empty() { repository.to_owned() } else { format!("{prefix}/{repository}") };
+                let path =
+                    if prefix.is_empty() { repository.to_owned() } else { format!("{prefix}/{repository}") };
                 (base_url.clone(), path)
             }
             None => {
                 // Docker Hub's registry has a name of its own.
-                let host = if reference.host() == DEFAULT_HOST { "registry-1.docker.io" } else { reference.host() };
+                let host =
+                    if reference.host() == DEFAULT_HOST { "registry-1.docker.io" } else { reference.host() };
                 (format!("{}://{host}", self.clients.scheme(host)), reference.repository().to_owned())
             }
         };
-        let base = Url::parse(&base)
-            .ok()
-            .filter(Url::has_host)
-            .ok_or_else(|| PullErrorKind::InvalidReference(format!("invalid registry address {}", printable(&base))))?;
+        let base = Url::parse(&base).ok().filter(Url::has_host).ok_or_else(|| {
+            PullErrorKind::InvalidReference(format!("invalid registry address {}", printable(&base)))
+        })?;
         let key = TokenKey::new(base.as_str(), &repository, auth);
         Ok(Remote(Arc::new(RemoteInner { base, repository, auth: auth.clone(), key })))
     }
 
     /// The digest of what `target` (a tag or a digest) names, without its content; `None` when the registry does not say.
-    pub(crate) async fn head_manifest(&self, remote: &Remote, target: &str) -> Result<Option<Digest>, RequestError> {
+    pub(crate) async fn head_manifest(
+        &self,
+        remote: &Remote,
+        target: &str,
+    ) -> Result<Option<Digest>, RequestError> {
         let response = self.request(remote, Method::HEAD, &format!("manifests/{target}"), 0).await?;
         Ok(content_digest(&response))
     }
 
     /// The manifest that `target` (a tag or a digest) names.
-    pub(crate) async fn manifest(&self, remote: &Remote, target: &str) -> Result<FetchedManifest, RequestError> {
+    pub(crate) async fn manifest(
+        &self,
+        remote: &Remote,
+        target: &str,
+    ) -> Result<FetchedManifest, RequestError> {
         let response = self.request(remote, Method::GET, &format!("manifests/{target}"), 0).await?;
-        let content_type = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        let content_type =
+            response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).map(str::to_owned);
         let said = content_digest(&response);
         let bytes = bounded(response, MANIFEST_MAX, "manifest").await?;
         let digest = Digest::of(&bytes);
@@ -155,14 +165,22 @@ impl Registry {
     }
 
     /// A blob, from byte `offset` on. The caller verifies what it gets.
-    pub(crate) async fn blob(&self, remote: &Remote, digest: Digest, offset: u64) -> Result<Blob, RequestError> {
+    pub(crate) async fn blob(
+        &self,
+        remote: &Remote,
+        digest: Digest,
+        offset: u64,
+    ) -> Result<Blob, RequestError> {
         let response = self.request(remote, Method::GET, &format!("blobs/{digest}"), offset).await?;
         match response.status() {
             StatusCode::PARTIAL_CONTENT if offset > 0 => {
                 // Another start than asked for would only show as a wrong digest.
-                let range = response.headers().get("content-range").and_then(|v| v.to_str().ok()).unwrap_or_default();
+                let range =
+                    response.headers().get("content-range").and_then(|v| v.to_str().ok()).unwrap_or_default();
                 if !range.starts_with(&format!("bytes {offset}-")) {
-                    return Err(RequestError::transient("registry answered with another range than asked for"));
+                    return Err(RequestError::transient(
+                        "registry answered with another range than asked for",
+                    ));
                 }
                 Ok(Blob { response, skip: 0 })
             }
@@ -171,7 +189,13 @@ impl Registry {
     }
 
     /// Sends a request to the repository, answering a challenge if there is one.
-    async fn request(&self, remote: &Remote, method: Method, path: &str, offset: u64) -> Result<Response, RequestError> {
+    async fn request(
+        &self,
+        remote: &Remote,
+        method: Method,
+        path: &str,
+        offset: u64,
+    ) -> Result<Response, RequestError> {
         let RemoteInner { base, repository, key, .. } = &*remote.0;
         let url = base
             .join(&format!("/v2/{repository}/{path}"))
@@ -224,13 +248,18 @@ impl Registry {
                 RequestError::Final(PullErrorKind::Malformed("registry redirects to nowhere".to_owned()))
             })?;
         }
-        Err(RequestError::Final(PullErrorKind::Malformed(format!("registry redirects more than {REDIRECTS_MAX} times"))))
+        Err(RequestError::Final(PullErrorKind::Malformed(format!(
+            "registry redirects more than {REDIRECTS_MAX} times"
+        ))))
     }
 
     fn route(&self, base: &Url, url: &Url) -> Result<&reqwest::Client, RequestError> {
         self.clients.route(base, url).map_err(|why| {
             let host = printable(url.host_str().unwrap_or_default());
-            RequestError::Final(PullErrorKind::Unsupported(format!("refused to go to {}://{host}: {why}", url.scheme())))
+            RequestError::Final(PullErrorKind::Unsupported(format!(
+                "refused to go to {}://{host}: {why}",
+                url.scheme()
+            )))
         })
     }
 
@@ -263,14 +292,17 @@ impl Registry {
         if let Some(header) = auth.basic() {
             request = request.header(AUTHORIZATION, sensitive(&header)?);
         }
-        let response = request.send().await.map_err(|e| failed_to_do(&Method::GET, &without_query(&url), &e))?;
+        let response =
+            request.send().await.map_err(|e| failed_to_do(&Method::GET, &without_query(&url), &e))?;
         match response.status() {
             status if status.is_success() => {
                 let bytes = bounded(response, ANSWER_MAX, "token answer").await?;
                 let answer = serde_json::from_slice::<TokenAnswer>(&bytes).ok().and_then(TokenAnswer::header);
                 let Some((header, lifetime)) = answer else {
                     let host = printable(url.host_str().unwrap_or_default());
-                    return Err(RequestError::Final(PullErrorKind::Malformed(format!("no usable token from {host}"))));
+                    return Err(RequestError::Final(PullErrorKind::Malformed(format!(
+                        "no usable token from {host}"
+                    ))));
                 };
                 self.tokens.put(key.clone(), header.clone(), Some(lifetime));
                 Ok(Some(header))
@@ -283,8 +315,9 @@ impl Registry {
 }
 
 fn sensitive(secret: &Secret) -> Result<reqwest::header::HeaderValue, RequestError> {
-    let mut value = reqwest::header::HeaderValue::from_str(secret.expose())
-        .map_err(|_| RequestError::Final(PullErrorKind::Unauthorized("credentials have invalid characters".to_owned())))?;
+    let mut value = reqwest::header::HeaderValue::from_str(secret.expose()).map_err(|_| {
+        RequestError::Final(PullErrorKind::Unauthorized("credentials have invalid characters".to_owned()))
+    })?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -307,7 +340,9 @@ async fn accept(response: Response, method: &Method) -> Result<Response, Request
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             Err(RequestError::Final(PullErrorKind::Unauthorized(error_text(response).await)))
         }
-        StatusCode::RANGE_NOT_SATISFIABLE => Err(RequestError::Final(PullErrorKind::Truncated("blob".to_owned()))),
+        StatusCode::RANGE_NOT_SATISFIABLE => {
+            Err(RequestError::Final(PullErrorKind::Truncated("blob".to_owned())))
+        }
         _ => {
             let url = without_query(response.url());
             let what = format!("unexpected status from {method} request to {url}: {status}");
@@ -317,13 +352,17 @@ async fn accept(response: Response, method: &Method) -> Result<Response, Request
 }
 
 fn is_transient(status: StatusCode) -> bool {
-    status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS || status == StatusCode::REQUEST_TIMEOUT
+    status.is_server_error()
+        || status == StatusCode::TOO_MANY_REQUESTS
+        || status == StatusCode::REQUEST_TIMEOUT
 }
 
 fn server_error(response: &Response) -> RequestError {
-    let seconds = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()).and_then(|t| t.parse().ok());
+    let seconds =
+        response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()).and_then(|t| t.parse().ok());
     let retry_after = seconds.map(|seconds| Duration::from_secs(seconds).min(RETRY_AFTER_MAX));
-    let what = format!("unexpected status from request to {}: {}", without_query(response.url()), response.status());
+    let what =
+        format!("unexpected status from request to {}: {}", without_query(response.url()), response.status());
     RequestError::Transient { what, retry_after }
 }
 
@@ -376,7 +415,11 @@ fn without_query(url: &Url) -> Url {
 /// As Go's net/http words it, since users search for these texts.
 fn failed_to_do(method: &Method, url: &Url, error: &reqwest::Error) -> RequestError {
     let verb = if *method == Method::HEAD { "Head" } else { "Get" };
-    RequestError::transient(format!("failed to do request: {verb} \"{}\": {}", without_query(url), cause(error)))
+    RequestError::transient(format!(
+        "failed to do request: {verb} \"{}\": {}",
+        without_query(url),
+        cause(error)
+    ))
 }
 
 fn transport(error: &reqwest::Error) -> RequestError {

@@ -84,7 +84,8 @@ impl Clients {
         match target.scheme() {
             "https" => {}
             "http" if base.scheme() == "http" => {
-                let with_port = target.port().map(|port| format!("{}:{port}", target.host_str().unwrap_or_default()));
+                let with_port =
+                    target.port().map(|port| format!("{}:{port}", target.host_str().unwrap_or_default()));
                 let host = with_port.as_deref().or(target.host_str()).unwrap_or_default();
                 if target.origin() != base.origin() && !self.is_insecure(host) {
                     return Err("plain HTTP to a host that is not configured as insecure");
@@ -158,7 +159,8 @@ impl Resolve for Resolver {
             // RFC 6761, 6.3: the name is loopback, whatever a resolver says.
             if name.as_str() == "localhost" {
                 let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-                let allowed = loopback.into_iter().filter(|a| reach.allows(*a)).map(|a| SocketAddr::new(a, 0));
+                let allowed =
+                    loopback.into_iter().filter(|a| reach.allows(*a)).map(|a| SocketAddr::new(a, 0));
                 return answer(allowed.collect());
             }
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
@@ -232,7 +234,8 @@ mod tests {
 
     #[tokio::test]
     async fn names_are_checked_by_what_they_resolve_to() {
-        let resolve = async |reach| Resolver { reach }.resolve("localhost".parse().unwrap()).await.map(|a| a.count());
+        let resolve =
+            async |reach| Resolver { reach }.resolve("localhost".parse().unwrap()).await.map(|a| a.count());
         assert_eq!(resolve(Reach::Direct).await.unwrap(), 2);
         assert!(resolve(Reach::Foreign).await.is_err());
     }

@@ -169,8 +169,15 @@ impl TestImage {
             "rootfs": {"type": "layers", "diff_ids": layers.iter().map(|l| l.diff_id.to_string()).collect::<Vec<_>>()},
         }))
         .unwrap();
-        let (media_type, config_type) = if docker { (DOCKER_MANIFEST, DOCKER_CONFIG) } else { (OCI_MANIFEST, OCI_CONFIG) };
-        let docker_layer = |t: &str| if t.ends_with("gzip") { "application/vnd.docker.image.rootfs.diff.tar.gzip" } else { "application/vnd.docker.image.rootfs.diff.tar" };
+        let (media_type, config_type) =
+            if docker { (DOCKER_MANIFEST, DOCKER_CONFIG) } else { (OCI_MANIFEST, OCI_CONFIG) };
+        let docker_layer = |t: &str| {
+            if t.ends_with("gzip") {
+                "application/vnd.docker.image.rootfs.diff.tar.gzip"
+            } else {
+                "application/vnd.docker.image.rootfs.diff.tar"
+            }
+        };
         let manifest = serde_json::to_vec(&json!({
             "schemaVersion": 2, "mediaType": media_type,
             "config": {"mediaType": config_type, "digest": Digest::of(&config).to_string(), "size": config.len()},

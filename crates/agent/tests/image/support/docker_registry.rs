@@ -68,7 +68,14 @@ impl DockerRegistry {
         assert_eq!(answer.status(), 201);
     }
 
-    pub async fn push_manifest(&self, client: &reqwest::Client, name: &str, tag: &str, media_type: &str, manifest: &[u8]) -> String {
+    pub async fn push_manifest(
+        &self,
+        client: &reqwest::Client,
+        name: &str,
+        tag: &str,
+        media_type: &str,
+        manifest: &[u8],
+    ) -> String {
         let host = &self.host;
         let request = client.put(format!("http://{host}/v2/{name}/manifests/{tag}"));
         let answer = request.header("content-type", media_type).body(manifest.to_vec()).send().await.unwrap();

@@ -167,7 +167,11 @@ async fn serve(State(shared): State<Arc<Shared>>, request: Request) -> Response 
         return StatusCode::NOT_FOUND.into_response();
     };
     if let Some(location) = behaviour.redirect_blobs.lock().unwrap().clone() {
-        return (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, format!("{location}/cdn/blobs/{digest}"))]).into_response();
+        return (
+            StatusCode::TEMPORARY_REDIRECT,
+            [(header::LOCATION, format!("{location}/cdn/blobs/{digest}"))],
+        )
+            .into_response();
     }
     let Some(blob) = shared.blobs.lock().unwrap().get(digest).cloned() else {
         return StatusCode::NOT_FOUND.into_response();
@@ -192,12 +196,19 @@ fn blob_response(behaviour: &Behaviour, headers: &HeaderMap, blob: Bytes) -> Res
     let cut = behaviour.cut_after.load(Ordering::SeqCst);
     // Configs begin so; only layers are cut.
     let cuts = cut > 0 && rest.len() > cut && blob.first() != Some(&b'{');
-    let cuts = cuts && behaviour.cuts.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok();
+    let cuts =
+        cuts && behaviour.cuts.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok();
     let length = rest.len();
     let body = if cuts {
         let part = rest.slice(..cut);
-        let broken = std::io::Error::other("cut");
-        Body::from_stream(futures_util::stream::iter([Ok(part), Err(broken)]))
+        Body::from_stream(futures_util::stream::unfold(Some(part), async |part| match part {
+            Some(part) => Some((Ok(part), None)),
+            None => {
+                // A stream that waits has what came before sent.
+                tokio::task::yield_now().await;
+                Some((Err(std::io::Error::other("cut")), None))
+            }
+        }))
     } else {
         Body::from(rest)
     };

@@ -18,7 +18,8 @@ impl Overlay {
         // overlayfs wants the highest first.
         let lower: Vec<&str> = image.layers.iter().rev().map(|l| l.to_str().unwrap()).collect();
         let path = |name: &str| directory.path().join(name).display().to_string();
-        let options = format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), path("upper"), path("work"));
+        let options =
+            format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), path("upper"), path("work"));
         let merged = directory.path().join("merged");
         mount(Some("overlay"), &merged, Some("overlay"), MsFlags::empty(), Some(options.as_str())).unwrap();
         Self { directory }
