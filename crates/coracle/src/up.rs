@@ -115,7 +115,7 @@ async fn serve(state_dir: &Path, args: UpArgs) -> anyhow::Result<()> {
     };
     let control = Control::open(config).await.context("control cannot start")?;
     let instance = Instance::of(state.path()).context("cannot name this instance")?;
-    let network = Network::open(NetConfig { instance: instance.clone() })
+    let network = Network::open(NetConfig { instance: instance.clone(), region: args.region.clone(), upstream_dns: None })
         .await
         .context("the network cannot be set up; `coracle doctor` says what this machine lacks")?;
     let defaults = control

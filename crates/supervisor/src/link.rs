@@ -5,7 +5,6 @@ use std::os::unix::net::UnixStream;
 
 use anyhow::{Result, bail};
 use model::sandbox::{FromSupervisor, MAX_FRAME, ToSupervisor};
-use rustix::net::sockopt::socket_peercred;
 
 /// Log batches wait while this many bytes are not sent: a slow agent must not grow our memory.
 const OUTPUT_LIMIT: usize = 256 * 1024;
@@ -27,10 +26,6 @@ impl Connection {
     /// The peer is another user.
     pub fn new(stream: UnixStream) -> Result<Self> {
         stream.set_nonblocking(true)?;
-        let peer = socket_peercred(&stream)?;
-        if peer.uid != rustix::process::geteuid() {
-            bail!("connection of user {} refused", peer.uid.as_raw());
-        }
         Ok(Self { stream, input: Vec::new(), output: Vec::new(), sent: 0 })
     }
 
