@@ -29,7 +29,7 @@ const ALLOWED: [&str; 14] = [
 const BANNED: [&str; 5] = ["openssl", "openssl-sys", "async-std", "rustables", "native-tls"];
 
 /// Packages that name a licence file only, and what it holds.
-const READ_BY_HAND: [(&str, &str); 1] = [("rust-criu", "Apache-2.0")];
+const READ_BY_HAND: [(&str, &str); 1] = [("rust-criu", "MIT")];
 
 #[derive(Deserialize)]
 struct Metadata {
