@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 
 use anyhow::{Result, bail};
 use model::sandbox::{FromSupervisor, MAX_FRAME, ToSupervisor};
-use rustix::net::sockopt::socket_peercred;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 /// Log batches wait while this many bytes are not sent: a slow agent must not grow our memory.
 const OUTPUT_LIMIT: usize = 256 * 1024;
@@ -27,9 +27,9 @@ impl Connection {
     /// The peer is another user.
     pub fn new(stream: UnixStream) -> Result<Self> {
         stream.set_nonblocking(true)?;
-        let peer = socket_peercred(&stream)?;
-        if peer.uid != rustix::process::geteuid() {
-            bail!("connection of user {} refused", peer.uid.as_raw());
+        let peer = getsockopt(&stream, PeerCredentials)?;
+        if peer.uid() != nix::unistd::geteuid().as_raw() {
+            bail!("connection of user {} refused", peer.uid());
         }
         Ok(Self { stream, input: Vec::new(), output: Vec::new(), sent: 0 })
     }
