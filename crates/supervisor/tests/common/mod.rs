@@ -170,7 +170,9 @@ impl TestSandbox {
 
     /// The supervisor's own log.
     pub fn log(&self) -> String {
-        fs::read_to_string(self.run_dir().join("supervisor.log")).unwrap_or_default()
+        let log = fs::read_to_string(self.run_dir().join("supervisor.log")).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(12)..].join("\n")
     }
 
     pub fn container(&self, name: &str) -> &ContainerState {
