@@ -53,7 +53,7 @@ pub struct Server {
     pub address: SocketAddr,
     pub directory: PathBuf,
     pub password: String,
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: HttpClient,
     task: tokio::task::JoinHandle<()>,
     _temporary: Option<TempDir>,
 }
@@ -93,6 +93,36 @@ impl Answer {
     }
 }
 
+pub type HttpClient = Client<HttpConnector, Full<Bytes>>;
+
+pub fn http_client() -> HttpClient {
+    Client::builder(TokioExecutor::new()).build_http()
+}
+
+/// Sends a request and reads the response. Headers with empty values are left out.
+pub async fn send(
+    client: &HttpClient,
+    address: SocketAddr,
+    authorization: &str,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Bytes,
+) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+    let mut request = Request::builder().method(method).uri(format!("http://{address}{path}"));
+    let authorization = [("authorization", authorization)];
+    let others = headers.iter().filter(|(name, _)| *name != "authorization");
+    for (name, value) in authorization.iter().chain(others) {
+        if !value.is_empty() {
+            request = request.header(*name, *value);
+        }
+    }
+    let response = client.request(request.body(Full::new(body))?).await?;
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await?.to_bytes();
+    Ok(Answer { status: parts.status, headers: parts.headers, body })
+}
+
 impl Server {
     pub async fn start() -> Self {
         Self::start_with(|_| ()).await
@@ -122,7 +152,7 @@ impl Server {
             address,
             directory: directory.to_owned(),
             password: token.secret().to_owned(),
-            client: Client::builder(TokioExecutor::new()).build_http(),
+            client: http_client(),
             task,
             _temporary: None,
         }
@@ -141,19 +171,10 @@ impl Server {
         body: impl Into<Bytes>,
     ) -> Answer {
         let path = path.strip_prefix(&format!("http://{}", self.address)).unwrap_or(path);
-        let mut request = Request::builder().method(method).uri(format!("http://{}{path}", self.address));
-        if !headers.iter().any(|(name, _)| *name == "authorization") {
-            request = request.header("authorization", self.authorization());
-        }
-        for (name, value) in headers {
-            if !value.is_empty() {
-                request = request.header(*name, *value);
-            }
-        }
-        let response = self.client.request(request.body(Full::new(body.into())).unwrap()).await.unwrap();
-        let (parts, body) = response.into_parts();
-        let body = body.collect().await.unwrap().to_bytes();
-        Answer { status: parts.status, headers: parts.headers, body }
+        let given = headers.iter().find(|(name, _)| *name == "authorization");
+        let authorization = given.map_or_else(|| self.authorization(), |(_, value)| (*value).to_owned());
+        let sent = send(&self.client, self.address, &authorization, method, path, headers, body.into());
+        sent.await.unwrap()
     }
 
     pub async fn get(&self, path: &str) -> Answer {
