@@ -2,6 +2,7 @@
 
 use store::{CommitError, Txn};
 
+use crate::api::ecs::default_cluster::ensure_default_cluster;
 use crate::keys;
 
 /// Why not everything could be emptied.
@@ -15,8 +16,8 @@ pub enum ResetError {
     Logs(#[from] crate::telemetry::logs::LogError),
     #[error("the registry cannot be emptied")]
     Registry(#[from] crate::registry::RegistryError),
-    #[error("the first records cannot be made anew")]
-    FirstStart(#[from] crate::first_start::FirstStartError),
+    #[error("the default cluster cannot be made anew")]
+    DefaultCluster(#[source] aws_api::Error),
 }
 
 impl crate::Control {
@@ -32,13 +33,8 @@ impl crate::Control {
         self.store.commit(Txn::new().delete_prefix(keys::ECS)).await?;
         self.logs.clear().await?;
         self.registry.clear().await?;
-        crate::first_start::create_cluster(
-            &self.store,
-            &self.config.account,
-            &self.config.region,
-            self.clock.now(),
-        )
-        .await?;
+        let config = &self.config;
+        ensure_default_cluster(&self.ecs, &config.account, &config.region).await.map_err(ResetError::DefaultCluster)?;
         Ok(())
     }
 }
