@@ -117,7 +117,10 @@ impl Control {
     ///
     /// # Errors
     /// The state cannot be read or written.
-    pub async fn default_network(&self, choose: impl AsyncFnOnce() -> Cidr) -> Result<DefaultNetwork, ControlError> {
+    pub async fn default_network(
+        &self,
+        choose: impl AsyncFnOnce() -> Cidr,
+    ) -> Result<DefaultNetwork, ControlError> {
         if let Some(network) = first_start::default_network(&self.store).await? {
             return Ok(network);
         }
@@ -127,7 +130,6 @@ impl Control {
     }
 
     /// The HTTP service: all AWS APIs and the registry.
-    #[must_use]
     pub fn router(&self, network: &DefaultNetwork) -> axum::Router {
         let ecs = api::ecs::Ecs {
             store: self.store.clone(),
@@ -194,6 +196,8 @@ impl Control {
             if let Err(error) = self.registry.sweep(self.clock.now()).await {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the registry cannot be swept");
             }
+            // What fails is logged there; the next sweep tries again.
+            let _ = api::ecs::sweep(&self.store, self.clock.now()).await;
         }
     }
 }
