@@ -30,10 +30,10 @@ lint: ## formatting, clippy, dependency rules, generated code
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo xtask deps
 	cargo xtask licenses
-	cargo xtask codegen --check --python $(PYTHON)
+	cargo xtask codegen --check --botocore $$($(PYTHON) -c 'import os, botocore; print(os.path.dirname(botocore.__file__))')
 
 unit: supervisor ## Rust tests
-	CORACLE_SUPERVISOR_BIN=$(SUPERVISOR) cargo test --locked --workspace
+	PATH=$(CURDIR)/.venv/bin:$$PATH CORACLE_SUPERVISOR_BIN=$(SUPERVISOR) cargo test --locked --workspace
 
 e2e: build ## tests with boto3, the aws CLI and real images against a running server
 	CORACLE=$(OUT)/debug/coracle $(PYTHON) -m pytest -q tests

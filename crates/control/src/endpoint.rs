@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use aws_api::{Routed, sigv4};
+use aws_api::{Routed, Service, sigv4};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -13,7 +13,6 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::request::Parts;
 use http_body_util::{BodyExt, Limited};
-use model::Region;
 
 use crate::api::{self, Answer, Caller, Services};
 use crate::random;
@@ -78,7 +77,7 @@ async fn empty(State(endpoint): State<Arc<Endpoint>>, request: Request) -> Respo
         Ok(body) => body.to_bytes(),
         Err(_) => return StatusCode::PAYLOAD_TOO_LARGE.into_response(),
     };
-    if let Err(error) = endpoint.authenticate(&parts, &body, &random::uuid()) {
+    if let Err(error) = endpoint.authenticate(&parts, &body, Service::Ecs, &random::uuid()) {
         return (StatusCode::FORBIDDEN, error.to_string()).into_response();
     }
     match endpoint.control.reset().await {
@@ -103,7 +102,7 @@ impl Endpoint {
         routed: &Routed,
         request_id: &str,
     ) -> Result<Answer, aws_api::Error> {
-        let (caller, body) = self.authenticate(parts, &body, request_id)?;
+        let (caller, body) = self.authenticate(parts, &body, routed.service, request_id)?;
         routed.require_served()?;
         api::dispatch(&self.services, &caller, routed, &body).await
     }
@@ -113,6 +112,7 @@ impl Endpoint {
         &self,
         parts: &Parts,
         body: &Bytes,
+        service: Service,
         request_id: &str,
     ) -> Result<(Caller, Bytes), aws_api::Error> {
         let config = self.control.config();
@@ -120,11 +120,14 @@ impl Endpoint {
         let secret = |id: &str| (id == key.id).then(|| sigv4::SecretKey::from(key.secret.expose().to_owned()));
         let now = aws_api::Timestamp::from_millis(self.control.now().millis());
         let verified = sigv4::Verifier::default().verify(parts, body, now, secret)?;
-        let region = Region::parse(verified.region)
-            .map_err(|_| aws_api::error::common::incomplete_signature("Credential should be scoped to a valid region."))?;
+        verified.check_scope(service, config.region.as_str())?;
+        if verified.session_token.is_some() {
+            // Only temporary credentials have one, and this key is not temporary.
+            return Err(aws_api::error::common::unrecognized_client());
+        }
         let caller = Caller {
             account: config.account.clone(),
-            region,
+            region: config.region.clone(),
             principal_arn: format!("arn:aws:iam::{}:root", config.account),
             request_id: request_id.to_owned(),
         };

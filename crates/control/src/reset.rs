@@ -4,9 +4,6 @@ use store::{CommitError, Txn};
 
 use crate::keys;
 
-/// Prefix of the registry's records.
-const ECR: &str = "ecr/";
-
 /// Why not everything could be emptied.
 #[derive(Debug, thiserror::Error)]
 pub enum ResetError {
@@ -34,9 +31,7 @@ impl crate::Control {
         }
         self.store.commit(Txn::new().delete_prefix(keys::ECS)).await?;
         self.logs.clear().await?;
-        self.store.commit(Txn::new().delete_prefix(ECR)).await?;
-        // What no repository refers to any more is taken off the disk.
-        self.registry.sweep(self.clock.now()).await?;
+        self.registry.clear().await?;
         crate::first_start::create_cluster(
             &self.store,
             &self.config.account,

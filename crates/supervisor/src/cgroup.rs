@@ -57,7 +57,10 @@ impl Cgroup {
             return Path::new(ROOT).join("memory/memory.memsw.limit_in_bytes").exists();
         }
         // The root group has no such file: look at where the group is, or will be.
-        self.memory.ancestors().take_while(|dir| *dir != Path::new(ROOT)).any(|dir| dir.join("memory.swap.max").exists())
+        self.memory
+            .ancestors()
+            .take_while(|dir| *dir != Path::new(ROOT))
+            .any(|dir| dir.join("memory.swap.max").exists())
     }
 
     /// The group's directories, to put a process into.

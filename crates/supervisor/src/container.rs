@@ -121,17 +121,18 @@ impl Builder<'_> {
         let container = &self.task.containers[index];
         let definition = &container.spec;
         let key = format!("c{index}");
-        let rootfs = rootfs::assemble(&key, &container.layers, &self.sandbox.userns)?;
-        let name = definition.user.as_deref().filter(|user| !user.is_empty()).unwrap_or(&container.image.user);
+        let rootfs = rootfs::assemble(&key, &container.layers, self.sandbox)?;
+        let name =
+            definition.user.as_deref().filter(|user| !user.is_empty()).unwrap_or(&container.image.user);
         let user = image_user::resolve(&rootfs, name)?;
         let volumes = self.volumes(index)?;
         for mount in &volumes {
-            mount.volume.fill(&rootfs, &mount.destination, self.sandbox.uid_base)?;
+            mount.volume.fill(&rootfs, &mount.destination)?;
         }
         let working_directory = process::working_directory(container);
         // A volume may bring the directory, or hide it: then it is the volume's business.
         if !volumes.iter().any(|mount| working_directory.starts_with(&mount.destination)) {
-            rootfs::make_dir_in_root(&rootfs, &working_directory, &self.sandbox.userns)?;
+            rootfs::make_dir_in_root(&rootfs, &working_directory, self.sandbox.uid_base)?;
         }
         let capabilities = capabilities::bounding_set(definition)?;
         let filter = if definition.linux.add_capabilities.is_empty()
@@ -140,13 +141,19 @@ impl Builder<'_> {
         {
             Rc::clone(self.default_filter)
         } else {
-            let names: Vec<String> = capabilities.iter().map(|capability| capabilities::name(*capability)).collect();
+            let names: Vec<String> =
+                capabilities.iter().map(|capability| capabilities::name(*capability)).collect();
             Rc::new(Filter::for_capabilities(names.iter().map(String::as_str))?)
         };
-        let mut files: Vec<Bind> = etc_files::write(&key, self.task, &definition.extra_hosts)?
-            .into_iter()
-            .map(|file| Bind { source: file.source, destination: file.destination.into(), read_only: false })
-            .collect();
+        let mut files: Vec<Bind> =
+            etc_files::write(&key, self.task, &definition.extra_hosts, self.sandbox.uid_base)?
+                .into_iter()
+                .map(|file| Bind {
+                    source: file.source,
+                    destination: file.destination.into(),
+                    read_only: false,
+                })
+                .collect();
         // A volume over such a file, or over /etc, wins.
         files.retain(|file| !volumes.iter().any(|mount| file.destination.starts_with(&mount.destination)));
         if definition.linux.init_process {
@@ -210,7 +217,7 @@ impl Builder<'_> {
                 .position(|volume| volume.name == mount.volume)
                 .with_context(|| format!("no volume {:?}", mount.volume))?;
             mounts.push(VolumeMount {
-                volume: Volume::open(&format!("v{number}"))?,
+                volume: Volume::open(&format!("v{number}"), self.sandbox.uid_base)?,
                 destination: mount_point(&mount.container_path)?,
                 read_only: mount.read_only,
             });
@@ -218,9 +225,14 @@ impl Builder<'_> {
         for (number, path) in container.image.volumes.iter().enumerate() {
             let destination = mount_point(path)?;
             let is_covered = mounts.iter().any(|mount| mount.destination == destination)
-                || container.spec.linux.tmpfs.iter().any(|tmpfs| Path::new(&tmpfs.container_path) == destination);
+                || container
+                    .spec
+                    .linux
+                    .tmpfs
+                    .iter()
+                    .any(|tmpfs| Path::new(&tmpfs.container_path) == destination);
             if !is_covered {
-                let volume = Volume::open(&format!("c{index}-{number}"))?;
+                let volume = Volume::open(&format!("c{index}-{number}"), self.sandbox.uid_base)?;
                 mounts.push(VolumeMount { volume, destination, read_only: false });
             }
         }
@@ -239,8 +251,8 @@ fn mount_point(path: &str) -> Result<PathBuf> {
             _ => {}
         }
     }
-    if clean == Path::new("/") {
-        bail!("mount path {path:?} is the root directory");
+    if clean == Path::new("/") || clean.starts_with("/proc") {
+        bail!("mount path {path:?} is not possible: it is the root directory or inside /proc");
     }
     Ok(clean)
 }
@@ -314,6 +326,7 @@ impl Prepared {
             pid_namespace,
             raises_oom_score: sandbox.is_oom_protected,
         })?;
+        oci::set_network_parameters(definition)?;
         let bundle = format!("/run/bundle-{}", self.key);
         fs::create_dir_all(&bundle)?;
         fs::create_dir_all(RECORDS)?;
@@ -345,7 +358,9 @@ impl Prepared {
                 outputs = vec![out, err];
                 builder = builder.with_stdout(out_write).with_stderr(err_write);
             } else {
-                builder = builder.with_stdout(sandbox.dev_null.try_clone()?).with_stderr(sandbox.dev_null.try_clone()?);
+                builder = builder
+                    .with_stdout(sandbox.dev_null.try_clone()?)
+                    .with_stderr(sandbox.dev_null.try_clone()?);
             }
         }
         let built = builder.as_init(&bundle).with_systemd(false).with_detach(true).build();
@@ -429,11 +444,13 @@ mod tests {
         assert_eq!(mount_point("/a//b/./c/").unwrap(), PathBuf::from("/a/b/c"));
         assert_eq!(mount_point("data").unwrap(), PathBuf::from("/data"));
         assert!(mount_point("/").is_err() && mount_point("/a/../b").is_err() && mount_point("").is_err());
+        assert!(mount_point("/proc//self").is_err() && mount_point("/process").is_ok());
     }
 
     #[test]
     fn start_errors_say_what_helps() {
-        let wrapped = anyhow::anyhow!("exec: \"x\": executable file not found in $PATH").context("libcontainer");
+        let wrapped =
+            anyhow::anyhow!("exec: \"x\": executable file not found in $PATH").context("libcontainer");
         let error = StartError::from(wrapped);
         assert!(error.reason.ends_with("container process: exec: \"x\": executable file not found in $PATH"));
         assert_eq!(error.exit_code, Some(127));

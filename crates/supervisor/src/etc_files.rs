@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use model::sandbox::SandboxSpec;
 
-use crate::scratch::{PLAIN, SHIFTED};
+use crate::scratch::DISK;
 
 /// A generated file and where it belongs in the container.
 pub struct EtcFile {
@@ -20,8 +20,13 @@ pub struct EtcFile {
 ///
 /// # Errors
 /// The disk is full.
-pub fn write(key: &str, task: &SandboxSpec, extra_hosts: &[(String, String)]) -> Result<Vec<EtcFile>> {
-    let dir = format!("{PLAIN}/etc/{key}");
+pub fn write(
+    key: &str,
+    task: &SandboxSpec,
+    extra_hosts: &[(String, String)],
+    uid_base: u32,
+) -> Result<Vec<EtcFile>> {
+    let dir = format!("{DISK}/etc/{key}");
     fs::create_dir_all(&dir).context("no room on the task's disk")?;
     let files = [
         ("hosts", "/etc/hosts", hosts(task, extra_hosts)),
@@ -31,8 +36,10 @@ pub fn write(key: &str, task: &SandboxSpec, extra_hosts: &[(String, String)]) ->
     files
         .into_iter()
         .map(|(name, destination, content)| {
-            fs::write(format!("{dir}/{name}"), content).context("no room on the task's disk")?;
-            Ok(EtcFile { source: PathBuf::from(format!("{SHIFTED}/etc/{key}/{name}")), destination })
+            let source = PathBuf::from(format!("{dir}/{name}"));
+            fs::write(&source, content).context("no room on the task's disk")?;
+            std::os::unix::fs::chown(&source, Some(uid_base), Some(uid_base))?;
+            Ok(EtcFile { source, destination })
         })
         .collect()
 }

@@ -87,8 +87,13 @@ mod tests {
     use super::*;
 
     fn health(start_period_secs: u32) -> (Health, Instant) {
-        let check =
-            HealthCheck { command: vec![], interval_secs: 30, timeout_secs: 5, retries: 3, start_period_secs };
+        let check = HealthCheck {
+            command: vec![],
+            interval_secs: 30,
+            timeout_secs: 5,
+            retries: 3,
+            start_period_secs,
+        };
         let now = Instant::now();
         (Health::new(check, now), now)
     }

@@ -81,7 +81,9 @@ pub fn resolve(rootfs: &Path, spec: &str) -> Result<ImageUser, UserError> {
     let mut groups = Vec::new();
     if let Some(group) = group {
         let number = group.parse::<u32>().ok();
-        let named = lines(rootfs, "/etc/group").filter_map(|line| parse_group(&line)).find(|entry| entry.name == group);
+        let named = lines(rootfs, "/etc/group")
+            .filter_map(|line| parse_group(&line))
+            .find(|entry| entry.name == group);
         gid = match (named, number) {
             (Some(entry), _) => entry.gid,
             (None, Some(gid)) => gid,
@@ -165,11 +167,17 @@ mod tests {
         let root = user("").unwrap();
         assert_eq!((root.uid, root.gid, root.groups, root.home), (0, 0, vec![0, 10], "/root".into()));
         let app = user("app").unwrap();
-        assert_eq!((app.uid, app.gid, app.groups, app.home), (1000, 1001, vec![1001, 10, 50], "/home/app".into()));
+        assert_eq!(
+            (app.uid, app.gid, app.groups, app.home),
+            (1000, 1001, vec![1001, 10, 50], "/home/app".into())
+        );
         let grouped = user("app:staff").unwrap();
         assert_eq!((grouped.gid, grouped.groups), (50, vec![50]));
         let unknown = user("4242:17").unwrap();
-        assert_eq!((unknown.uid, unknown.gid, unknown.groups, unknown.home), (4242, 17, vec![17], "/".into()));
+        assert_eq!(
+            (unknown.uid, unknown.gid, unknown.groups, unknown.home),
+            (4242, 17, vec![17], "/".into())
+        );
         // A name made of digits wins over the number.
         assert_eq!(user("1000").unwrap().uid, 7);
         assert_eq!(

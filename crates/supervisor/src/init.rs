@@ -17,7 +17,9 @@ pub fn run(arguments: &[String]) -> i32 {
         .collect();
     let mut all = SigSet::all();
     // These stop or crash a process itself; they are not messages to pass on.
-    for signal in [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGFPE, Signal::SIGILL, Signal::SIGTRAP, Signal::SIGABRT] {
+    for signal in
+        [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGFPE, Signal::SIGILL, Signal::SIGTRAP, Signal::SIGABRT]
+    {
         all.remove(signal);
     }
     if sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), None).is_err() {

@@ -134,7 +134,9 @@ impl Member {
 
     /// Reads what one output has. Reading stops, and the container waits, while the buffer is full.
     pub fn read_output(&mut self, number: usize, poller: &Poller) {
-        let Some(output) = self.run.as_mut().and_then(|running| running.outputs.get_mut(number)) else { return };
+        let Some(output) = self.run.as_mut().and_then(|running| running.outputs.get_mut(number)) else {
+            return;
+        };
         let Some(file) = &mut output.file else { return };
         if self.logs.as_ref().is_some_and(LogBuffer::is_full) {
             if !output.is_paused && poller.remove(&*file).is_ok() {
@@ -158,7 +160,9 @@ impl Member {
     }
 
     fn close_output(&mut self, number: usize) {
-        let Some(output) = self.run.as_mut().and_then(|running| running.outputs.get_mut(number)) else { return };
+        let Some(output) = self.run.as_mut().and_then(|running| running.outputs.get_mut(number)) else {
+            return;
+        };
         if output.file.take().is_some()
             && let Some(logs) = &mut self.logs
         {
@@ -255,7 +259,8 @@ impl Member {
             .map(|stopping| stopping.kill_at);
         let grace = running.and_then(|running| running.exit).map(|(_, at)| at + OUTPUT_GRACE);
         let health = self.health.as_ref().filter(|_| self.pid().is_some()).map(Health::deadline);
-        let event = self.logs.as_ref().filter(|logs| logs.has_open_event()).map(|_| self.last_line + EVENT_IDLE);
+        let event =
+            self.logs.as_ref().filter(|logs| logs.has_open_event()).map(|_| self.last_line + EVENT_IDLE);
         [kill, grace, health, event].into_iter().flatten().min()
     }
 }
@@ -275,11 +280,13 @@ pub fn stop_signal(name: &str) -> i32 {
     }
     // The C library keeps the first two real-time signals for itself, and names count from there.
     if let Some(offset) = upper.strip_prefix("RTMIN") {
-        let offset = if offset.is_empty() { Some(0) } else { offset.strip_prefix('+').and_then(|n| n.parse().ok()) };
+        let offset =
+            if offset.is_empty() { Some(0) } else { offset.strip_prefix('+').and_then(|n| n.parse().ok()) };
         return offset.filter(|n| (0..=30).contains(n)).map_or(Signal::SIGTERM as i32, |n: i32| 34 + n);
     }
     if let Some(offset) = upper.strip_prefix("RTMAX") {
-        let offset = if offset.is_empty() { Some(0) } else { offset.strip_prefix('-').and_then(|n| n.parse().ok()) };
+        let offset =
+            if offset.is_empty() { Some(0) } else { offset.strip_prefix('-').and_then(|n| n.parse().ok()) };
         return offset.filter(|n| (0..=30).contains(n)).map_or(Signal::SIGTERM as i32, |n: i32| 64 - n);
     }
     format!("SIG{upper}").parse::<Signal>().unwrap_or(Signal::SIGTERM) as i32

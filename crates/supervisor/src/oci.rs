@@ -3,7 +3,7 @@
 //! Source: OCI runtime-spec; the mounts, masked paths and limits are those that Docker and Fargate
 //! give a container.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -39,7 +39,9 @@ const MASKED: &[&str] = &[
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 ];
-const READONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+// The directory that holds version 1's hierarchies is a tmpfs, which is mounted writable.
+const READONLY: &[&str] =
+    &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", "/sys/fs/cgroup"];
 
 /// A directory or file of the sandbox that the container sees.
 #[derive(Clone, Debug)]
@@ -98,18 +100,21 @@ pub fn spec(blueprint: &Blueprint) -> Result<Spec> {
     if blueprint.raises_oom_score {
         process.set_oom_score_adj(Some(0));
     }
+    let sysctls = sysctls(definition)?;
     let privileged = definition.privileged;
     let strings = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
     let linux = LinuxBuilder::default()
         .namespaces(namespaces(blueprint)?)
         .cgroups_path(&blueprint.cgroups_path)
         .resources(resources(blueprint)?)
-        .sysctl(sysctls(definition)?)
+        .sysctl(sysctls)
         .masked_paths(strings(if privileged { &[] } else { MASKED }))
         .readonly_paths(strings(if privileged { &[] } else { READONLY }))
         .build()?;
-    let root =
-        RootBuilder::default().path(blueprint.rootfs).readonly(definition.readonly_root_filesystem).build()?;
+    let root = RootBuilder::default()
+        .path(blueprint.rootfs)
+        .readonly(definition.readonly_root_filesystem)
+        .build()?;
     let spec = SpecBuilder::default()
         .version("1.0.2")
         .root(root)
@@ -195,13 +200,24 @@ fn is_namespaced(name: &str) -> bool {
         )
 }
 
-fn sysctls(definition: &ContainerSpec) -> Result<std::collections::HashMap<String, String>> {
+/// The kernel parameters of the container's own namespaces.
+fn sysctls(definition: &ContainerSpec) -> Result<HashMap<String, String>> {
     for (name, _) in &definition.sysctls {
         if !is_namespaced(name) || name.contains('/') || name.contains("..") {
             bail!("sysctl {name:?} is not in a separate kernel namespace");
         }
     }
-    Ok(definition.sysctls.iter().cloned().collect())
+    Ok(definition.sysctls.iter().filter(|(name, _)| !name.starts_with("net.")).cloned().collect())
+}
+
+/// Sets the kernel parameters of the task's network namespace, which the supervisor shares: what
+/// libcontainer takes for the host's.
+pub fn set_network_parameters(definition: &ContainerSpec) -> Result<()> {
+    for (name, value) in definition.sysctls.iter().filter(|(name, _)| name.starts_with("net.")) {
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        std::fs::write(path, value).with_context(|| format!("sysctl {name}={value}"))?;
+    }
+    Ok(())
 }
 
 fn limits(definition: &ContainerSpec) -> Result<Vec<PosixRlimit>> {
@@ -294,7 +310,11 @@ fn mounts(blueprint: &Blueprint) -> Result<Vec<Mount>> {
     let mut mounts = vec![
         kernel("proc", "/proc", &["nosuid", "noexec", "nodev"])?,
         kernel("tmpfs", "/dev", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
-        kernel("devpts", "/dev/pts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"])?,
+        kernel(
+            "devpts",
+            "/dev/pts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        )?,
         kernel("sysfs", "/sys", &["nosuid", "noexec", "nodev", "ro"])?,
         kernel("cgroup", "/sys/fs/cgroup", &["nosuid", "noexec", "nodev", "ro"])?,
         kernel("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"])?,
@@ -329,8 +349,26 @@ fn tmpfs_mount(tmpfs: &Tmpfs) -> Result<Mount> {
     // "mountOptions" of Tmpfs in the ECS API reference; what a task may not have is left to the
     // kernel to refuse, but never may an option bring in something of the host.
     const ALLOWED: &[&str] = &[
-        "defaults", "ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "sync", "async", "dirsync",
-        "atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime",
+        "defaults",
+        "ro",
+        "rw",
+        "suid",
+        "nosuid",
+        "dev",
+        "nodev",
+        "exec",
+        "noexec",
+        "sync",
+        "async",
+        "dirsync",
+        "atime",
+        "noatime",
+        "diratime",
+        "nodiratime",
+        "relatime",
+        "norelatime",
+        "strictatime",
+        "nostrictatime",
     ];
     const WITH_VALUE: &[&str] = &["mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol"];
     let mut options = vec!["nodev".to_owned(), "nosuid".to_owned(), format!("size={}m", tmpfs.size_mib)];
@@ -387,14 +425,19 @@ mod tests {
         let mut definition = container().spec;
         definition.ulimits = vec![Ulimit { name: "nofile".into(), soft: 10, hard: 20 }];
         let limits = limits(&definition).unwrap();
-        let nofile: Vec<_> = limits.iter().filter(|limit| limit.typ() == PosixRlimitType::RlimitNofile).collect();
+        let nofile: Vec<_> =
+            limits.iter().filter(|limit| limit.typ() == PosixRlimitType::RlimitNofile).collect();
         assert!(matches!(nofile[..], [limit] if limit.soft() == 10 && limit.hard() == 20));
         assert!(limit("nofile", 2, 1).is_err() && limit("flight", 1, 1).is_err());
     }
 
     #[test]
     fn tmpfs_options_are_checked() {
-        let mut tmpfs = Tmpfs { container_path: "/t".into(), size_mib: 5, mount_options: vec!["noexec".into(), "mode=700".into()] };
+        let mut tmpfs = Tmpfs {
+            container_path: "/t".into(),
+            size_mib: 5,
+            mount_options: vec!["noexec".into(), "mode=700".into()],
+        };
         let mount = tmpfs_mount(&tmpfs).unwrap();
         assert_eq!(mount.options().as_ref().unwrap(), &["nodev", "nosuid", "size=5m", "noexec", "mode=700"]);
         for option in ["bind", "shared", "size=1t", "lowerdir=/"] {

@@ -117,7 +117,13 @@ mod tests {
     }
 
     fn known() -> Known {
-        Known { has_started: false, has_ended: false, exit_code: None, health: HealthStatus::Unknown, started: None }
+        Known {
+            has_started: false,
+            has_ended: false,
+            exit_code: None,
+            health: HealthStatus::Unknown,
+            started: None,
+        }
     }
 
     #[test]
@@ -157,7 +163,9 @@ mod tests {
         let deadline = now + Duration::from_secs(10);
         let states = [running, known()];
         assert_eq!(readiness(&specs, &states, 1, now), Readiness::Waiting(Some(deadline)));
-        assert!(matches!(readiness(&specs, &states, 1, deadline), Readiness::Never(text) if text.contains("timed out")));
+        assert!(
+            matches!(readiness(&specs, &states, 1, deadline), Readiness::Never(text) if text.contains("timed out"))
+        );
     }
 
     #[test]
@@ -172,7 +180,8 @@ mod tests {
     fn circles_are_found() {
         let mut specs = pair(DependencyCondition::Start);
         assert!(!has_cycle(&[&specs[0], &specs[1]]));
-        specs[0].depends_on = vec![Dependency { container: "app".into(), condition: DependencyCondition::Start }];
+        specs[0].depends_on =
+            vec![Dependency { container: "app".into(), condition: DependencyCondition::Start }];
         assert!(has_cycle(&[&specs[0], &specs[1]]));
     }
 }

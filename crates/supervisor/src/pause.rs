@@ -47,7 +47,8 @@ pub fn share_pid_namespace(userns: &OwnedFd) -> Result<PathBuf> {
     let pid = i32::from_ne_bytes(bytes);
     File::create(PIDNS_PATH)?;
     let source = format!("/proc/{pid}/ns/pid");
-    mount(Some(source.as_str()), PIDNS_PATH, NONE, MsFlags::MS_BIND, NONE).context("keep the PID namespace")?;
+    mount(Some(source.as_str()), PIDNS_PATH, NONE, MsFlags::MS_BIND, NONE)
+        .context("keep the PID namespace")?;
     Ok(PIDNS_PATH.into())
 }
 

@@ -3,8 +3,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 
 /// What a descriptor belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,7 +13,10 @@ pub enum Source {
     Connection,
     Signals,
     /// An output of a container: the container's index in the task and the output's in its run.
-    Output { container: usize, output: usize },
+    Output {
+        container: usize,
+        output: usize,
+    },
 }
 
 impl Source {
@@ -55,7 +58,12 @@ impl Poller {
     }
 
     /// Waits for room for output, too, or no longer.
-    pub fn set_writing(&self, descriptor: impl AsFd, source: Source, writing: bool) -> rustix::io::Result<()> {
+    pub fn set_writing(
+        &self,
+        descriptor: impl AsFd,
+        source: Source,
+        writing: bool,
+    ) -> rustix::io::Result<()> {
         let flags = if writing { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
         epoll::modify(&self.epoll, descriptor, EventData::new_u64(source.encode()), flags)
     }

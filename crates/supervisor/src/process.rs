@@ -32,7 +32,8 @@ pub fn environment(container: &SandboxContainer, hostname: &str, home: &str) -> 
         variables.push("TERM=xterm".to_owned());
     }
     let definition = container.spec.environment.iter().chain(&container.extra_environment);
-    let all = container.image.env.iter().cloned().chain(definition.map(|(name, value)| format!("{name}={value}")));
+    let all =
+        container.image.env.iter().cloned().chain(definition.map(|(name, value)| format!("{name}={value}")));
     for variable in all {
         // A name is not empty and a NUL byte ends a string: neither can be passed to a process.
         let Some(name) = variable.split_once('=').map(|(name, _)| name.to_owned()) else { continue };
@@ -130,7 +131,11 @@ pub mod tests {
     #[test]
     fn later_variables_win() {
         let mut app = container();
-        app.spec.environment = vec![("A".into(), "definition".into()), ("HOME".into(), "/h".into()), (String::new(), "x".into())];
+        app.spec.environment = vec![
+            ("A".into(), "definition".into()),
+            ("HOME".into(), "/h".into()),
+            (String::new(), "x".into()),
+        ];
         assert_eq!(
             environment(&app, "host", "/root"),
             ["PATH=/opt", "HOSTNAME=host", "A=definition", "HOME=/h", "B=platform"]

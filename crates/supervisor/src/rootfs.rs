@@ -2,21 +2,19 @@
 //!
 //! Layers are stored with the ids of the image (0 to 65535). Each is mounted with its ids shifted
 //! into the task's user namespace, so that one copy on the host serves all tasks and no task can
-//! touch it with the host's ids.
+//! touch it with the host's ids. What a task writes is on its disk, with the ids of its namespace.
 
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, setns};
-use nix::sys::wait::{WaitStatus, waitpid};
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, mkdirat, openat2};
 
-use crate::sandbox::host_path;
-use crate::scratch::{PLAIN, SHIFTED, attach_at, shifted_clone};
-use crate::sys;
+use crate::sandbox::{Sandbox, host_path};
+use crate::scratch::{DISK, attach_at, shifted_clone};
 
 /// Overlayfs takes 500 layers, the page that holds its options fewer. Docker's limit is 127.
 const MAX_LAYERS: usize = 127;
@@ -26,7 +24,7 @@ const MAX_LAYERS: usize = 127;
 /// # Errors
 /// A layer is missing, there are more than 127, or the kernel cannot shift ids of the layers'
 /// file system or put overlayfs on top (Linux 5.19 can).
-pub fn assemble(key: &str, layers: &[PathBuf], userns: &OwnedFd) -> Result<PathBuf> {
+pub fn assemble(key: &str, layers: &[PathBuf], sandbox: &Sandbox) -> Result<PathBuf> {
     if layers.is_empty() {
         bail!("the image has no layers");
     }
@@ -34,10 +32,13 @@ pub fn assemble(key: &str, layers: &[PathBuf], userns: &OwnedFd) -> Result<PathB
         bail!("the image has {} layers; at most {MAX_LAYERS} are supported", layers.len());
     }
     for dir in ["upper", "work"] {
-        fs::create_dir(format!("{PLAIN}/{dir}/{key}")).context("no room on the task's disk")?;
+        let path = format!("{DISK}/{dir}/{key}");
+        fs::create_dir(&path).context("no room on the task's disk")?;
+        chown(&path, Some(sandbox.uid_base), Some(sandbox.uid_base))?;
     }
     let mut attached = Vec::with_capacity(layers.len());
-    let result = attach_layers(layers, userns, &mut attached).and_then(|()| mount_overlay(key, &attached));
+    let result =
+        attach_layers(layers, &sandbox.userns, &mut attached).and_then(|()| mount_overlay(key, &attached));
     // The overlay holds its own references; these only made the layers nameable.
     for path in &attached {
         let _ = umount2(path.as_str(), MntFlags::MNT_DETACH);
@@ -64,7 +65,7 @@ fn mount_overlay(key: &str, attached: &[String]) -> Result<PathBuf> {
     // An image must not steer overlayfs by attributes of its own (redirects, metadata-only
     // copies); and as the disk dies with the task, nothing needs to be flushed (volatile).
     let options = format!(
-        "lowerdir={lower},upperdir={SHIFTED}/upper/{key},workdir={SHIFTED}/work/{key},\
+        "lowerdir={lower},upperdir={DISK}/upper/{key},workdir={DISK}/work/{key},\
          redirect_dir=nofollow,metacopy=off,index=off,xino=off,volatile"
     );
     mount(Some("overlay"), &target, Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str()))
@@ -85,47 +86,17 @@ pub fn open_in_root(rootfs: &Path, path: &Path, flags: OFlags) -> rustix::io::Re
     openat2(&root, relative, flags, Mode::empty(), resolve).map(File::from)
 }
 
-/// Makes a directory of the container's file system, and its parents, as the container's root.
+/// Makes a directory of the container's file system, and its parents, for the container's root.
 ///
 /// # Errors
-/// A part of the path exists and is not a directory; the text is Docker's.
-pub fn make_dir_in_root(rootfs: &Path, path: &Path, userns: &OwnedFd) -> Result<()> {
-    match open_in_root(rootfs, path, OFlags::PATH | OFlags::DIRECTORY) {
-        Ok(_) => return Ok(()),
-        Err(rustix::io::Errno::NOENT) => {}
-        Err(errno) => bail!("mkdir {}: {}", path.display(), describe(errno)),
-    }
-    // Our own ids do not exist on the container's file system, and the kernel refuses to store
-    // them: a child that has become the task's root makes the directory.
-    let Some(child) = sys::fork()? else {
-        let code = match setns(userns, CloneFlags::CLONE_NEWUSER) {
-            Ok(()) => make_dirs(rootfs, path).map_or_else(rustix::io::Errno::raw_os_error, |()| 0),
-            Err(errno) => errno as i32,
-        };
-        sys::exit_now(code);
-    };
-    match waitpid(child, None)? {
-        WaitStatus::Exited(_, 0) => Ok(()),
-        WaitStatus::Exited(_, code) => {
-            bail!("mkdir {}: {}", path.display(), describe(rustix::io::Errno::from_raw_os_error(code)))
-        }
-        status => bail!("mkdir {}: {status:?}", path.display()),
-    }
+/// A part of the path exists and is not a directory, or the disk is full; the text is Docker's.
+pub fn make_dir_in_root(rootfs: &Path, path: &Path, uid_base: u32) -> Result<()> {
+    make_dirs(rootfs, path, uid_base)
+        .map_err(|errno| anyhow::anyhow!("mkdir {}: {}", path.display(), describe(errno)))
 }
 
-fn make_dirs(rootfs: &Path, path: &Path) -> rustix::io::Result<()> {
-    // A joined user namespace gives all capabilities in it, but not its ids.
-    rustix::thread::set_thread_res_gid(
-        rustix::process::Gid::ROOT,
-        rustix::process::Gid::ROOT,
-        rustix::process::Gid::ROOT,
-    )?;
-    rustix::thread::set_thread_res_uid(
-        rustix::process::Uid::ROOT,
-        rustix::process::Uid::ROOT,
-        rustix::process::Uid::ROOT,
-    )?;
-    rustix::process::umask(Mode::from_raw_mode(0o022));
+fn make_dirs(rootfs: &Path, path: &Path, uid_base: u32) -> rustix::io::Result<()> {
+    let owner = (Some(Uid::from_raw(uid_base)), Some(Gid::from_raw(uid_base)));
     let mut made = PathBuf::from("/");
     for part in path.components() {
         let std::path::Component::Normal(name) = part else { continue };
@@ -134,7 +105,8 @@ fn make_dirs(rootfs: &Path, path: &Path) -> rustix::io::Result<()> {
         match open_in_root(rootfs, &made, OFlags::PATH | OFlags::DIRECTORY) {
             Ok(_) => {}
             Err(rustix::io::Errno::NOENT) => {
-                rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))?;
+                mkdirat(&parent, name, Mode::from_raw_mode(0o755))?;
+                chownat(&parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)?;
             }
             Err(errno) => return Err(errno),
         }

@@ -14,8 +14,7 @@
 //! /dev        the six devices that containers get
 //! /ns         the task's user and network namespaces, to be joined by path
 //! /host       the host's file tree; only the supervisor may enter
-//! /scratch    the task's disk, with the ids that are stored on it; only the supervisor may enter
-//! /disk       the same disk, with ids shifted into the task's user namespace
+//! /disk       the task's disk
 //! /layer      image layers while a root file system is being put together
 //! /rootfs     the containers' root file systems
 //! /run        libcontainer's records
@@ -55,8 +54,25 @@ const READY: &[u8] = b"ready";
 
 /// File systems of the host that a sandbox has no use for.
 const KERNEL_FILE_SYSTEMS: &[&str] = &[
-    "proc", "sysfs", "devtmpfs", "devpts", "cgroup", "cgroup2", "mqueue", "debugfs", "tracefs", "securityfs",
-    "pstore", "bpf", "efivarfs", "configfs", "fusectl", "hugetlbfs", "binfmt_misc", "autofs", "rpc_pipefs",
+    "proc",
+    "sysfs",
+    "devtmpfs",
+    "devpts",
+    "cgroup",
+    "cgroup2",
+    "mqueue",
+    "debugfs",
+    "tracefs",
+    "securityfs",
+    "pstore",
+    "bpf",
+    "efivarfs",
+    "configfs",
+    "fusectl",
+    "hugetlbfs",
+    "binfmt_misc",
+    "autofs",
+    "rpc_pipefs",
 ];
 
 /// What the agent says when it starts a sandbox.
@@ -204,7 +220,7 @@ fn build(options: &SandboxOptions, path: &Path, dir: OwnedFd) -> Result<Sandbox>
     make_devices(options.uid_base)?;
     let userns = make_namespaces(options.uid_base)?;
     let dev_null = OpenOptions::new().read(true).write(true).open("/dev/null").context("/dev/null")?;
-    let scratch = scratch.map(|path| Scratch::mount(&host_path(&path), &userns)).transpose()?;
+    let scratch = scratch.map(|path| Scratch::mount(&host_path(&path))).transpose()?;
 
     sys::dup_onto(&dev_null, 0)?;
     sys::dup_onto(&dev_null, 1)?;
@@ -284,7 +300,8 @@ fn enter_private_root(mount_point: &Path) -> Result<()> {
     // Slave, not private: a file system that the host unmounts shall not stay busy because of us.
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_SLAVE, NONE).context("make / a slave")?;
     let options = Some("mode=0755,size=16m");
-    mount(Some("sandbox"), mount_point, Some("tmpfs"), MsFlags::MS_NOSUID, options).context("mount the root")?;
+    mount(Some("sandbox"), mount_point, Some("tmpfs"), MsFlags::MS_NOSUID, options)
+        .context("mount the root")?;
     std::env::set_current_dir(mount_point)?;
     for (name, mode) in [
         ("proc", 0o755),
@@ -292,7 +309,6 @@ fn enter_private_root(mount_point: &Path) -> Result<()> {
         ("dev", 0o755),
         ("ns", 0o755),
         ("host", 0o700),
-        ("scratch", 0o700),
         ("disk", 0o755),
         ("layer", 0o755),
         ("rootfs", 0o755),
@@ -309,7 +325,8 @@ fn enter_private_root(mount_point: &Path) -> Result<()> {
     mount(Some("proc"), "/proc", Some("proc"), quiet, NONE).context("mount /proc")?;
     mount(Some("/host/sys"), "/sys", NONE, MsFlags::MS_BIND, NONE).context("bind /sys")?;
     let cgroup = Some("/host/sys/fs/cgroup");
-    mount(cgroup, "/sys/fs/cgroup", NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE).context("bind cgroups")?;
+    mount(cgroup, "/sys/fs/cgroup", NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)
+        .context("bind cgroups")?;
     detach_kernel_file_systems()
 }
 
@@ -422,7 +439,8 @@ impl Sandbox {
         .ok()?;
         let path = format!("self/fdinfo/{}", pidfd.as_raw_fd());
         use rustix::fs::{Mode, OFlags, openat};
-        let info = openat(self.host_proc.as_fd(), path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let info =
+            openat(self.host_proc.as_fd(), path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
         let mut text = String::new();
         File::from(info).read_to_string(&mut text).ok()?;
         text.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()

@@ -1,8 +1,11 @@
 //! The task's disk: an ext4 file or block device for writable layers and volumes.
+//!
+//! Its files have the host's ids, those of the task's user namespace: overlayfs cannot make its
+//! working directory on a mount whose ids are shifted, since the mounter has no id there.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -14,10 +17,8 @@ use rustix::mount::{
 
 use crate::sys;
 
-/// The disk with the ids that are stored on it.
-pub const PLAIN: &str = "/scratch";
-/// The disk with ids shifted: what is stored as 0 belongs to the task's root here.
-pub const SHIFTED: &str = "/disk";
+/// Where the disk is mounted.
+pub const DISK: &str = "/disk";
 
 const LOOP_MAJOR: u64 = 7;
 
@@ -28,11 +29,11 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Mounts the disk at [`PLAIN`] and [`SHIFTED`]. `source` is a path in the supervisor's tree.
+    /// Mounts the disk at [`DISK`]. `source` is a path in the supervisor's tree.
     ///
     /// # Errors
-    /// The source is no ext4, no loop device is free, or the kernel cannot shift ids.
-    pub fn mount(source: &Path, userns: &OwnedFd) -> Result<Self> {
+    /// The source is no ext4, or no loop device is free.
+    pub fn mount(source: &Path) -> Result<Self> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -58,11 +59,13 @@ impl Scratch {
             | MountAttrFlags::MOUNT_ATTR_NOSUID
             | MountAttrFlags::MOUNT_ATTR_NOATIME;
         let mounted = fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-        attach_at(&mounted, PLAIN)?;
-        let shifted = shifted_clone(Path::new(PLAIN), userns)?;
-        attach_at(&shifted, SHIFTED)?;
+        attach_at(&mounted, DISK)?;
+        // Containers bring their volumes from below, as their own root.
+        fs::set_permissions(DISK, Permissions::from_mode(0o711))?;
         for dir in ["upper", "work", "volume", "etc"] {
-            fs::create_dir_all(format!("{PLAIN}/{dir}"))?;
+            let path = format!("{DISK}/{dir}");
+            fs::create_dir_all(&path)?;
+            fs::set_permissions(&path, Permissions::from_mode(0o711))?;
         }
         Ok(Self { source: source.to_owned() })
     }
@@ -74,13 +77,19 @@ fn attach(backing: &File) -> Result<(PathBuf, File)> {
     if !Path::new(control_path).exists() {
         mknod(control_path, SFlag::S_IFCHR, Mode::from_bits_truncate(0o600), makedev(10, 237))?;
     }
-    let control = OpenOptions::new().read(true).write(true).open(control_path).context("open loop-control")?;
+    let control =
+        OpenOptions::new().read(true).write(true).open(control_path).context("open loop-control")?;
     // Another supervisor may take the free device between the two calls.
     for _ in 0..64 {
         let number = sys::loop_get_free(&control).context("find a free loop device")?;
         let path = PathBuf::from(format!("/dev/.loop{number}"));
         if !path.exists() {
-            mknod(&path, SFlag::S_IFBLK, Mode::from_bits_truncate(0o600), makedev(LOOP_MAJOR, number.into()))?;
+            mknod(
+                &path,
+                SFlag::S_IFBLK,
+                Mode::from_bits_truncate(0o600),
+                makedev(LOOP_MAJOR, number.into()),
+            )?;
         }
         let device = OpenOptions::new().read(true).write(true).open(&path)?;
         match sys::loop_configure(&device, backing) {
@@ -99,7 +108,8 @@ fn attach(backing: &File) -> Result<(PathBuf, File)> {
 /// The file system does not support id-mapped mounts.
 pub fn shifted_clone(path: &Path, userns: &OwnedFd) -> Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = open_tree(rustix::fs::CWD, path, flags).with_context(|| format!("clone {}", path.display()))?;
+    let tree =
+        open_tree(rustix::fs::CWD, path, flags).with_context(|| format!("clone {}", path.display()))?;
     sys::mount_setattr(&tree, sys::ATTR_IDMAP | sys::ATTR_NODEV, Some(userns)).with_context(|| {
         format!("shift the ids of {}: kernel or file system lacks id-mapped mounts", path.display())
     })?;

@@ -34,7 +34,8 @@ impl Filter {
     /// # Errors
     /// Never for a built-in profile on a supported architecture; tests compile it for all.
     pub fn for_capabilities<'a>(capabilities: impl IntoIterator<Item = &'a str>) -> Result<Self> {
-        let arch = std::env::consts::ARCH.try_into().context("no system call filter for this architecture")?;
+        let arch =
+            std::env::consts::ARCH.try_into().context("no system call filter for this architecture")?;
         Self::compile(capabilities, arch)
     }
 
@@ -59,7 +60,8 @@ impl Filter {
             // An unconditional rule must not stand beside a conditional one for the same call.
             !names.iter().any(|name| rule["syscall"] == name.as_str())
         });
-        let rules: Vec<Value> = conditional.chain(names.iter().map(|name| json!({ "syscall": name }))).collect();
+        let rules: Vec<Value> =
+            conditional.chain(names.iter().map(|name| json!({ "syscall": name }))).collect();
 
         let mut programs = vec![part(libc::EPERM, "allow", rules, arch)?];
         if !may_clone3 {

@@ -182,16 +182,17 @@ impl Supervisor {
     fn take_on(&mut self, spec: SandboxSpec) {
         if let Some(task) = &self.task {
             if *task.id() != spec.task {
-                tracing::error!(task = task.id().as_str(), other = spec.task.as_str(), "a second task refused");
+                tracing::error!(
+                    task = task.id().as_str(),
+                    other = spec.task.as_str(),
+                    "a second task refused"
+                );
             }
             return;
         }
         let stop = self.early_stop.take();
-        let mut means = Means {
-            sandbox: &mut self.sandbox,
-            poller: &self.poller,
-            default_filter: &self.default_filter,
-        };
+        let mut means =
+            Means { sandbox: &mut self.sandbox, poller: &self.poller, default_filter: &self.default_filter };
         self.task = Some(Task::new(spec, stop, &mut means));
     }
 
@@ -212,11 +213,8 @@ impl Supervisor {
 
     fn advance(&mut self) {
         let Some(task) = &mut self.task else { return };
-        let mut means = Means {
-            sandbox: &mut self.sandbox,
-            poller: &self.poller,
-            default_filter: &self.default_filter,
-        };
+        let mut means =
+            Means { sandbox: &mut self.sandbox, poller: &self.poller, default_filter: &self.default_filter };
         task.advance(&mut means);
     }
 

@@ -107,9 +107,7 @@ pub fn loop_configure(device: impl AsFd, backing: impl AsFd) -> io::Result<()> {
     config.fd = u32::try_from(backing.as_fd().as_raw_fd()).map_err(io::Error::other)?;
     config.info.flags = LO_FLAGS_AUTOCLEAR;
     // SAFETY: `config` is a valid loop_config that outlives the call.
-    let result = unsafe {
-        libc::ioctl(device.as_fd().as_raw_fd(), LOOP_CONFIGURE as _, &raw const config)
-    };
+    let result = unsafe { libc::ioctl(device.as_fd().as_raw_fd(), LOOP_CONFIGURE as _, &raw const config) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -56,7 +56,8 @@ impl Task {
     /// Takes a task on. What cannot be set up is a failed start, not an error. `stop`: it was to
     /// be stopped before it came.
     pub fn new(spec: SandboxSpec, stop: Option<StopCause>, means: &mut Means) -> Self {
-        let members = spec.containers.iter().enumerate().map(|(index, one)| Member::new(index, one)).collect();
+        let members =
+            spec.containers.iter().enumerate().map(|(index, one)| Member::new(index, one)).collect();
         let mut task = Self { spec, members, stop, pid_namespace: None, is_changed: true };
         if task.stop.is_none()
             && let Err(error) = task.set_up(means)
@@ -82,9 +83,13 @@ impl Task {
         match mounted {
             Some(scratch) if scratch.source == wanted => {}
             Some(scratch) => {
-                anyhow::bail!("the sandbox has {} mounted, not {}", scratch.source.display(), wanted.display())
+                anyhow::bail!(
+                    "the sandbox has {} mounted, not {}",
+                    scratch.source.display(),
+                    wanted.display()
+                )
             }
-            None => means.sandbox.scratch = Some(Scratch::mount(&wanted, &means.sandbox.userns)?),
+            None => means.sandbox.scratch = Some(Scratch::mount(&wanted)?),
         }
         if self.spec.share_pid_namespace {
             self.pid_namespace = Some(pause::share_pid_namespace(&means.sandbox.userns)?);
@@ -199,7 +204,11 @@ impl Task {
         match self.try_start(index, means) {
             Ok(()) => {}
             Err(error) => {
-                tracing::info!(container = self.members[index].state.name, reason = error.reason, "not started");
+                tracing::info!(
+                    container = self.members[index].state.name,
+                    reason = error.reason,
+                    "not started"
+                );
                 let is_restart = self.members[index].runs > 0;
                 self.end(index, error.exit_code, Some(error.reason));
                 if self.spec.containers[index].spec.essential {
@@ -223,7 +232,8 @@ impl Task {
         let member = &mut self.members[index];
         let Some(prepared) = &member.prepared else { return Ok(()) };
         let oom_kills = prepared.cgroup.oom_kills();
-        let run = prepared.start(sandbox, &self.spec, container, member.runs, self.pid_namespace.as_deref())?;
+        let run =
+            prepared.start(sandbox, &self.spec, container, member.runs, self.pid_namespace.as_deref())?;
         member.runs += 1;
         member.state.status = ContainerStatus::Running;
         member.state.runtime_id = Some(runtime_id(&self.spec.task));

@@ -158,14 +158,21 @@ impl TestSandbox {
     pub fn wait(&mut self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
         let deadline = Instant::now() + DEADLINE;
         while !holds(self) {
-            assert!(Instant::now() < deadline, "waited in vain for {what}: {:#?}\n{}", self.state, self.log());
+            assert!(
+                Instant::now() < deadline,
+                "waited in vain for {what}: {:#?}\n{}",
+                self.state,
+                self.log()
+            );
             assert!(self.listen(), "the supervisor hung up: {what}\n{}", self.log());
         }
     }
 
     /// The supervisor's own log.
     pub fn log(&self) -> String {
-        fs::read_to_string(self.run_dir().join("supervisor.log")).unwrap_or_default()
+        let log = fs::read_to_string(self.run_dir().join("supervisor.log")).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(12)..].join("\n")
     }
 
     pub fn container(&self, name: &str) -> &ContainerState {
@@ -346,6 +353,9 @@ fn make_layer(layer: &Path) {
     )
     .unwrap();
     fs::write(layer.join("etc/group"), "root:x:0:\napp:x:1000:\nextra:x:2000:app\n").unwrap();
+    let foreign = layer.join("bin/foreign");
+    fs::write(&foreign, b"\x7fELF\x02\x01\x01 not for this machine").unwrap();
+    fs::set_permissions(&foreign, fs::Permissions::from_mode(0o755)).unwrap();
     fs::write(layer.join("data/seed"), "from the image\n").unwrap();
     for (path, id) in [("home/app", 1000), ("data", 1000), ("data/seed", 1000)] {
         std::os::unix::fs::chown(layer.join(path), Some(id), Some(id)).unwrap();
