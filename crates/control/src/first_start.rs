@@ -1,14 +1,15 @@
-//! What exists before anybody asks for it: the default VPC's subnet and security group, as a new AWS
-//! account has them.
+//! What exists before anybody asks for it: the default VPC's subnet, security group and cluster, as
+//! a new AWS account has them.
 
 use std::net::Ipv4Addr;
 
 use model::network::{Cidr, Subnet};
-use model::{Region, SecurityGroupId, SubnetId, VpcId};
+use model::{AccountId, ClusterName, Region, SecurityGroupId, SubnetId, Timestamp, VpcId};
 use serde::{Deserialize, Serialize};
 use store::{CommitError, Store, Txn};
 
-use crate::keys;
+use crate::api::ecs::default_cluster;
+use crate::keys::{self, Scope};
 
 const KEY: &str = "vpc/default";
 
@@ -42,11 +43,17 @@ pub async fn default_network(store: &Store) -> Result<Option<DefaultNetwork>, st
     Ok(store.get_json(KEY).await?.map(|found| found.value))
 }
 
-/// Makes the default network within `cidr`.
+/// Makes the default network within `cidr`, and the cluster `default`.
 ///
 /// # Errors
-/// It cannot be stored.
-pub async fn create(store: &Store, region: &Region, cidr: Cidr) -> Result<DefaultNetwork, FirstStartError> {
+/// They cannot be stored.
+pub async fn create(
+    store: &Store,
+    account: &AccountId,
+    region: &Region,
+    cidr: Cidr,
+    now: Timestamp,
+) -> Result<DefaultNetwork, FirstStartError> {
     let id = |prefix: &str| format!("{prefix}-{:017x}", rand::random::<u128>() & ((1 << 68) - 1));
     let vpc = VpcId::parse(id("vpc"))?;
     let subnet = Subnet {
@@ -60,6 +67,32 @@ pub async fn create(store: &Store, region: &Region, cidr: Cidr) -> Result<Defaul
     let network = DefaultNetwork { subnet, security_group: SecurityGroupId::parse(id("sg"))? };
     let subnet_key = format!("{}{}", keys::SUBNETS, network.subnet.id);
     let txn = Txn::new().expect_absent(KEY).put_json(KEY, &network).put_json(subnet_key, &network.subnet);
-    store.commit(txn).await?;
+    store.commit(with_cluster(txn, account, region, now)?).await?;
     Ok(network)
+}
+
+/// Makes the cluster `default`.
+///
+/// # Errors
+/// It cannot be stored.
+pub async fn create_cluster(
+    store: &Store,
+    account: &AccountId,
+    region: &Region,
+    now: Timestamp,
+) -> Result<(), FirstStartError> {
+    store.commit(with_cluster(Txn::new(), account, region, now)?).await?;
+    Ok(())
+}
+
+fn with_cluster(
+    txn: Txn,
+    account: &AccountId,
+    region: &Region,
+    now: Timestamp,
+) -> Result<Txn, FirstStartError> {
+    let name = ClusterName::parse("default")?;
+    let scope = Scope { account: account.clone(), region: region.clone() };
+    let cluster = default_cluster(name.clone(), now);
+    Ok(txn.put_json(scope.cluster(&name), &cluster))
 }

@@ -26,7 +26,6 @@ use store::Store;
 use tokio::sync::{Notify, watch};
 
 use crate::api::ecs::Ecs;
-use crate::api::ecs::default_cluster::ensure_default_cluster;
 use crate::clock::Clock;
 use crate::credentials::AccessKey;
 use crate::endpoint::Endpoint;
@@ -65,8 +64,6 @@ pub enum ControlError {
     Registry(#[from] registry::OpenError),
     #[error("first start failed")]
     FirstStart(#[from] FirstStartError),
-    #[error("the default cluster cannot be made")]
-    DefaultCluster(#[source] aws_api::Error),
 }
 
 /// How long a host may take until it pulls a task's images.
@@ -111,7 +108,10 @@ impl Control {
         let registry = Registry::open(&config.dir.join("registry"), store.clone(), options).await?;
         let network = match first_start::default_network(&store).await? {
             Some(network) => network,
-            None => first_start::create(&store, &config.region, choose().await).await?,
+            None => {
+                let cidr = choose().await;
+                first_start::create(&store, &config.account, &config.region, cidr, clock.now()).await?
+            }
         };
         let wake = Arc::<Notify>::default();
         let ecs = Ecs {
@@ -121,7 +121,6 @@ impl Control {
             default_subnet: network.subnet.clone(),
             default_security_group: network.security_group.clone(),
         };
-        ensure_default_cluster(&ecs, &config.account, &config.region).await.map_err(ControlError::DefaultCluster)?;
         Ok(Self { config, store, logs, registry, network, ecs, clock, wake, connected: Arc::default() })
     }
 
@@ -199,12 +198,14 @@ impl Control {
             if let Err(error) = self.logs.sweep().await {
                 tracing::warn!(error = &error as &dyn std::error::Error, "expired logs cannot be removed");
             }
-            if let Err(error) = api::ecs::sweep::sweep(&self.ecs).await {
+            if let Err(error) = api::ecs::sweep(&self.store, self.clock.now()).await {
                 tracing::warn!(error = &error as &dyn std::error::Error, "deleted task definitions cannot be removed");
             }
             if let Err(error) = self.registry.sweep(self.clock.now()).await {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the registry cannot be swept");
             }
+            // What fails is logged there; the next sweep tries again.
+            let _ = api::ecs::sweep(&self.store, self.clock.now()).await;
         }
     }
 }

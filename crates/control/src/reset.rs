@@ -2,8 +2,7 @@
 
 use store::{CommitError, Txn};
 
-use crate::api::ecs::default_cluster::ensure_default_cluster;
-use crate::keys;
+use crate::{first_start, keys};
 
 /// Why not everything could be emptied.
 #[derive(Debug, thiserror::Error)]
@@ -16,8 +15,8 @@ pub enum ResetError {
     Logs(#[from] crate::telemetry::logs::LogError),
     #[error("the registry cannot be emptied")]
     Registry(#[from] crate::registry::RegistryError),
-    #[error("the default cluster cannot be made anew")]
-    DefaultCluster(#[source] aws_api::Error),
+    #[error("the first records cannot be made anew")]
+    FirstStart(#[from] first_start::FirstStartError),
 }
 
 impl crate::Control {
@@ -34,7 +33,7 @@ impl crate::Control {
         self.logs.clear().await?;
         self.registry.clear().await?;
         let config = &self.config;
-        ensure_default_cluster(&self.ecs, &config.account, &config.region).await.map_err(ResetError::DefaultCluster)?;
+        first_start::create_cluster(&self.store, &config.account, &config.region, self.clock.now()).await?;
         Ok(())
     }
 }
