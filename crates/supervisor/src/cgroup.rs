@@ -120,12 +120,13 @@ impl Cgroup {
 
     /// Removes the group. `false` while it still has processes.
     pub fn remove(&self) -> bool {
-        self.dirs.iter().fold(true, |gone, dir| {
-            let removed = match fs::remove_dir(dir) {
+        let mut is_gone = true;
+        for dir in &self.dirs {
+            is_gone &= match fs::remove_dir(dir) {
                 Err(error) => error.kind() == ErrorKind::NotFound,
                 Ok(()) => true,
             };
-            gone && removed
-        })
+        }
+        is_gone
     }
 }
