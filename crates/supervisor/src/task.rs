@@ -397,11 +397,10 @@ impl Task {
 
     /// Removes the containers' control groups; `false` while one still has processes.
     pub fn remove_cgroups(&self) -> bool {
-        let mut is_gone = true;
-        for prepared in self.members.iter().filter_map(|member| member.prepared.as_ref()) {
-            is_gone &= prepared.cgroup.remove();
-        }
-        is_gone
+        self.members
+            .iter()
+            .filter_map(|member| member.prepared.as_ref())
+            .fold(true, |gone, prepared| prepared.cgroup.remove() && gone)
     }
 
     /// Kills everything at once.
