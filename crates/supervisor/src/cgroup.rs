@@ -10,6 +10,22 @@ use nix::unistd::Pid;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
+/// The controllers of version 1 that libcontainer manages.
+const CONTROLLERS: &[&str] = &[
+    "blkio",
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "devices",
+    "freezer",
+    "hugetlb",
+    "memory",
+    "net_cls",
+    "net_prio",
+    "perf_event",
+    "pids",
+];
+
 /// A control group in every hierarchy that has it.
 #[derive(Clone, Debug)]
 pub struct Cgroup {
@@ -51,6 +67,28 @@ impl Cgroup {
         count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
     }
 
+    /// For version 1: where a container's own group in each hierarchy is, and the names under which
+    /// it is looked for below `/sys/fs/cgroup`. Empty for version 2, which is mounted.
+    pub fn views(&self) -> Vec<(PathBuf, String)> {
+        let mut views = Vec::new();
+        if self.unified {
+            return views;
+        }
+        for dir in &self.dirs {
+            let hierarchy = dir.strip_prefix(ROOT).ok().and_then(|path| path.iter().next());
+            let Some(name) = hierarchy.and_then(|name| name.to_str()) else { continue };
+            // Those that libcontainer makes the group in; controllers that share a hierarchy are
+            // found under the names of each and of all.
+            if name.split(',').any(|part| CONTROLLERS.contains(&part)) {
+                views.push((dir.clone(), name.to_owned()));
+                if name.contains(',') {
+                    views.extend(name.split(',').map(|part| (dir.clone(), part.to_owned())));
+                }
+            }
+        }
+        views
+    }
+
     /// Whether the kernel can limit the group's swap.
     pub fn counts_swap(&self) -> bool {
         if !self.unified {
@@ -82,12 +120,13 @@ impl Cgroup {
 
     /// Removes the group. `false` while it still has processes.
     pub fn remove(&self) -> bool {
-        self.dirs.iter().fold(true, |gone, dir| {
-            let removed = match fs::remove_dir(dir) {
+        let mut is_gone = true;
+        for dir in &self.dirs {
+            is_gone &= match fs::remove_dir(dir) {
                 Err(error) => error.kind() == ErrorKind::NotFound,
                 Ok(()) => true,
             };
-            gone && removed
-        })
+        }
+        is_gone
     }
 }

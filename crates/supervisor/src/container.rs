@@ -32,7 +32,8 @@ use crate::{capabilities, etc_files, process, rootfs};
 const RECORDS: &str = "/run/containers";
 /// Where containers find the sandbox's init.
 const INIT_IN_CONTAINER: &str = "/dev/init";
-const INIT_SOURCE: &str = "/init/init";
+/// On the task's disk, but not the task's: it can only be read and executed.
+const INIT_SOURCE: &str = "/disk/init";
 /// How Fargate introduces an error of the runtime.
 const CANNOT_START: &str = "CannotStartContainerError: ResourceInitializationError: failed to create new container \
      runtime task: failed to create shim task: OCI runtime create failed: runc create failed: unable to start \
@@ -322,7 +323,7 @@ impl Prepared {
                 .collect(),
             files: self.files.clone(),
             cgroups_path: self.cgroups_path.clone(),
-            swap_is_counted: self.cgroup.counts_swap(),
+            cgroup: &self.cgroup,
             pid_namespace,
             raises_oom_score: sandbox.is_oom_protected,
         })?;

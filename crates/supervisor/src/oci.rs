@@ -15,6 +15,7 @@ use oci_spec::runtime::{
     ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 
+use crate::cgroup::Cgroup;
 use crate::image_user::ImageUser;
 use crate::sandbox::{NETNS_PATH, USERNS_PATH};
 
@@ -66,8 +67,7 @@ pub struct Blueprint<'a> {
     /// Files that are mounted over everything else.
     pub files: Vec<Bind>,
     pub cgroups_path: String,
-    /// Whether the kernel counts swap, so that it can be refused.
-    pub swap_is_counted: bool,
+    pub cgroup: &'a Cgroup,
     /// A PID namespace to join instead of a new one.
     pub pid_namespace: Option<&'a Path>,
     /// Whether the supervisor's out-of-memory score is low, and the container's must not be.
@@ -171,7 +171,7 @@ fn resources(blueprint: &Blueprint) -> Result<LinuxResources> {
         let mut memory = LinuxMemoryBuilder::default();
         if let Some(limit) = limit {
             memory = memory.limit(limit);
-            if blueprint.swap_is_counted {
+            if blueprint.cgroup.counts_swap() {
                 memory = memory.swap(limit);
             }
         }
@@ -316,9 +316,9 @@ fn mounts(blueprint: &Blueprint) -> Result<Vec<Mount>> {
             &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         )?,
         kernel("sysfs", "/sys", &["nosuid", "noexec", "nodev", "ro"])?,
-        kernel("cgroup", "/sys/fs/cgroup", &["nosuid", "noexec", "nodev", "ro"])?,
         kernel("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"])?,
     ];
+    mounts.extend(cgroup_mounts(blueprint)?);
     let is_replaced = |path: &str| definition.linux.tmpfs.iter().any(|tmpfs| tmpfs.container_path == path);
     if !is_replaced("/dev/shm") {
         mounts.push(kernel("tmpfs", "/dev/shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm])?);
@@ -334,6 +334,29 @@ fn mounts(blueprint: &Blueprint) -> Result<Vec<Mount>> {
                 .source(&bind.source)
                 .typ("bind")
                 .options(["bind", access, "nodev"].map(str::to_owned))
+                .build()?,
+        );
+    }
+    Ok(mounts)
+}
+
+/// The container's own control group, read-only. libcontainer's way for version 1 cannot work in a
+/// joined PID namespace: it looks for the process in a `/proc` of another one.
+fn cgroup_mounts(blueprint: &Blueprint) -> Result<Vec<Mount>> {
+    let flags = ["nosuid", "noexec", "nodev", "ro"];
+    let views = blueprint.cgroup.views();
+    if views.is_empty() {
+        return Ok(vec![kernel("cgroup", "/sys/fs/cgroup", &flags)?]);
+    }
+    let mut mounts =
+        vec![kernel("tmpfs", "/sys/fs/cgroup", &["nosuid", "noexec", "nodev", "mode=755", "size=64k"])?];
+    for (dir, name) in views {
+        mounts.push(
+            MountBuilder::default()
+                .destination(Path::new("/sys/fs/cgroup").join(name))
+                .source(dir)
+                .typ("bind")
+                .options(["bind"].into_iter().chain(flags).map(str::to_owned).collect::<Vec<_>>())
                 .build()?,
         );
     }

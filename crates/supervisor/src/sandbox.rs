@@ -312,7 +312,6 @@ fn enter_private_root(mount_point: &Path) -> Result<()> {
         ("disk", 0o755),
         ("layer", 0o755),
         ("rootfs", 0o755),
-        ("init", 0o755),
         ("run", 0o700),
     ] {
         fs::create_dir(name)?;

@@ -397,10 +397,11 @@ impl Task {
 
     /// Removes the containers' control groups; `false` while one still has processes.
     pub fn remove_cgroups(&self) -> bool {
-        self.members
-            .iter()
-            .filter_map(|member| member.prepared.as_ref())
-            .fold(true, |gone, prepared| prepared.cgroup.remove() && gone)
+        let mut is_gone = true;
+        for prepared in self.members.iter().filter_map(|member| member.prepared.as_ref()) {
+            is_gone &= prepared.cgroup.remove();
+        }
+        is_gone
     }
 
     /// Kills everything at once.

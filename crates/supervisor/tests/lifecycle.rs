@@ -251,7 +251,7 @@ fn an_init_reaps_forwards_and_passes_the_exit_code_on() {
     let mut app = sandbox.shell(
         "app",
         "cat /proc/1/comm; trap 'echo term; exit 5' TERM; (sleep 0.01 & exec sleep 0.02) & wait; \
-         sleep 0.2; ps | grep -c '[Zz]' ; echo up; while :; do sleep 0.02; done",
+         sleep 0.2; cat /proc/[0-9]*/stat | grep -c ') Z'; echo up; while :; do sleep 0.02; done",
     );
     app.spec.linux.init_process = true;
     let spec = sandbox.spec(vec![app]);
@@ -259,6 +259,7 @@ fn an_init_reaps_forwards_and_passes_the_exit_code_on() {
     sandbox.wait("the program", |sandbox| {
         sandbox.text("app").ends_with("up") || sandbox.state.phase == SandboxPhase::Ended
     });
+    assert_eq!(sandbox.state.phase, SandboxPhase::Running, "{:?} {}", sandbox.state, sandbox.log());
     sandbox.say(&user_stop());
     sandbox.wait_for_end();
     assert_eq!(
@@ -298,7 +299,7 @@ fn a_terminal_is_one() {
             app.spec.stdin_open = true;
         },
     );
-    assert_eq!((text.as_str(), code), ("/dev/console\nterminal\nxterm\nc", 0));
+    assert_eq!((text.as_str(), code), ("/dev/pts/0\nterminal\nxterm\nc", 0));
 }
 
 #[test]
@@ -308,19 +309,21 @@ fn standard_input_is_empty_or_held_open() {
     let (text, code) = TestSandbox::output_of("timeout 0.3 cat 2>&1 | head -c 9; echo end", |app| {
         app.spec.stdin_open = true
     });
-    assert_eq!((text.as_str(), code), ("end", 0));
+    assert!(text.ends_with("end") && code == 0, "{text}");
 }
 
 #[test]
 fn a_shared_pid_namespace() {
     let mut sandbox = TestSandbox::start();
-    let mut first = sandbox.shell("first", "sleep 1001 & sleep 1002");
+    let mut first = sandbox.shell("first", "sleep 1001 & exec sleep 1002");
     first.spec.essential = false;
     first.spec.stop_timeout_secs = 0;
     let mut second = sandbox.shell(
         "second",
-        "until ps | grep -q '[s]leep 1001'; do sleep 0.02; done; ls -A /proc/1/root /proc/1/cwd 2>&1; ls /proc/1/fd | wc -l; \
-         cat /proc/1/environ 2>&1 | wc -c; pkill -f 'sleep 1002'; while ps | grep -q '[s]leep 1001'; do sleep 0.02; done; echo gone",
+        "f() { for p in /proc/[0-9]*; do case \"$(tr '\\0' ' ' 2>/dev/null < $p/cmdline)\" in \"sleep $1 \") echo ${p#/proc/};; esac; done; }; \
+         until [ \"$(f 1001)\" ] && [ \"$(f 1002)\" ]; do sleep 0.02; done; \
+         ls -A /proc/1/root /proc/1/cwd 2>&1; ls /proc/1/fd 2>/dev/null | wc -l; cat /proc/1/environ 2>/dev/null | wc -c; \
+         kill $(f 1002); while [ \"$(f 1001)\" ]; do sleep 0.02; done; echo gone",
     );
     second.spec.depends_on = on("first", DependencyCondition::Start);
     let mut spec = sandbox.spec(vec![first, second]);
@@ -328,7 +331,7 @@ fn a_shared_pid_namespace() {
     sandbox.run(spec);
     sandbox.wait_for_end();
     let text = sandbox.text("second");
-    assert!(text.ends_with("gone") && !text.contains("host"), "{text}");
+    assert!(text.ends_with("gone") && !text.contains("host"), "{text} {:?} {}", sandbox.state, sandbox.log());
     sandbox.release();
 }
 
@@ -460,7 +463,7 @@ fn pids_of(sandbox: &TestSandbox) -> Vec<i32> {
 fn is_backing_a_loop_device(disk: &std::path::Path) -> bool {
     fs::read_dir("/sys/block").unwrap().flatten().any(|device| {
         fs::read_to_string(device.path().join("loop/backing_file"))
-            .is_ok_and(|backing| backing.trim() == disk.to_str().unwrap())
+            .is_ok_and(|backing| backing.trim().ends_with(disk.to_str().unwrap()))
     })
 }
 

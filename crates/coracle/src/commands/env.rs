@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Context, Output};
+use super::{Context, Output, print};
 
 pub fn main(context: &Context) -> anyhow::Result<()> {
     let client = context.client()?;
@@ -13,6 +13,8 @@ pub fn main(context: &Context) -> anyhow::Result<()> {
         ("AWS_SECRET_ACCESS_KEY", client.key().secret.expose()),
         ("AWS_REGION", server.region.as_str()),
         ("AWS_DEFAULT_REGION", server.region.as_str()),
+        // StartLiveTail would go to streaming-HOST, which a server at an address does not have.
+        ("AWS_DISABLE_HOST_PREFIX_INJECTION", "true"),
         ("CORACLE_ACCOUNT", server.account.as_str()),
         ("CORACLE_REGISTRY", server.registry.as_str()),
         ("CORACLE_SUBNET", server.subnet.as_str()),
@@ -21,15 +23,15 @@ pub fn main(context: &Context) -> anyhow::Result<()> {
     match context.output {
         Output::Text => {
             for (name, value) in variables {
-                println!("export {name}={}", quoted(value));
+                print::line(format_args!("export {name}={}", quoted(value)))?;
             }
             // A session token of another account's credentials would go along with the key above.
-            println!("unset AWS_SESSION_TOKEN AWS_PROFILE");
+            print::line("unset AWS_SESSION_TOKEN AWS_PROFILE")?;
         }
         Output::Json => {
             let object: serde_json::Map<_, _> =
                 variables.into_iter().map(|(name, value)| (name.to_owned(), json!(value))).collect();
-            println!("{}", serde_json::to_string_pretty(&object)?);
+            print::json(&object)?;
         }
     }
     Ok(())

@@ -122,7 +122,11 @@ impl TestSandbox {
         match self.stream.as_mut().unwrap().read(&mut chunk) {
             Ok(0) => return false,
             Ok(length) => self.input.extend_from_slice(&chunk[..length]),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                ) => {}
             Err(error) if error.kind() == ErrorKind::ConnectionReset => return false,
             Err(error) => panic!("{error}"),
         }
@@ -160,8 +164,12 @@ impl TestSandbox {
         while !holds(self) {
             assert!(
                 Instant::now() < deadline,
-                "waited in vain for {what}: {:#?}\n{}",
+                "waited in vain for {what}: {:?}\n{:?}\n{}",
                 self.state,
+                self.logs
+                    .iter()
+                    .map(|(name, all)| (name, all.iter().rev().take(9).collect()))
+                    .collect::<Vec<(_, Vec<_>)>>(),
                 self.log()
             );
             assert!(self.listen(), "the supervisor hung up: {what}\n{}", self.log());
