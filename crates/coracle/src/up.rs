@@ -185,8 +185,8 @@ async fn serve(state_dir: &Path, args: UpArgs) -> anyhow::Result<()> {
     agent.await.context("the agent failed")??;
     // A client that keeps its connection open does not keep the server up.
     let _ = tokio::time::timeout(std::time::Duration::from_secs(2), server).await;
+    host.slots.close().await.context("waiting sandboxes cannot be removed")?;
     if args.ephemeral {
-        host.slots.close().await.context("waiting sandboxes cannot be removed")?;
         network.teardown().await.context("the network cannot be removed")?;
         std::fs::remove_dir_all(state.path())
             .with_context(|| format!("cannot remove {}", state.path().display()))?;
