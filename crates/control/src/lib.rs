@@ -100,7 +100,10 @@ impl Control {
     ///
     /// # Errors
     /// A store cannot be opened, read or written.
-    pub async fn open(config: ControlConfig, choose: impl AsyncFnOnce() -> Cidr) -> Result<Self, ControlError> {
+    pub async fn open(
+        config: ControlConfig,
+        choose: impl AsyncFnOnce() -> Cidr,
+    ) -> Result<Self, ControlError> {
         let store = Store::open_embedded(&config.dir.join("state.db"))?;
         let clock = Clock::system();
         let logs = LogStore::open(&config.dir.join("logs"), clock.clone())?;
@@ -199,7 +202,10 @@ impl Control {
                 tracing::warn!(error = &error as &dyn std::error::Error, "expired logs cannot be removed");
             }
             if let Err(error) = api::ecs::sweep(&self.store, self.clock.now()).await {
-                tracing::warn!(error = &error as &dyn std::error::Error, "deleted task definitions cannot be removed");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "deleted task definitions cannot be removed"
+                );
             }
             if let Err(error) = self.registry.sweep(self.clock.now()).await {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the registry cannot be swept");

@@ -236,7 +236,9 @@ fn root_key(state: &StateDir) -> anyhow::Result<AccessKey> {
             Ok(key)
         }
         (None, None) => Ok(AccessKey::load_or_create(&path)?),
-        _ => bail!("CORACLE_ROOT_ACCESS_KEY_ID and CORACLE_ROOT_SECRET_ACCESS_KEY go together; only one is set"),
+        _ => bail!(
+            "CORACLE_ROOT_ACCESS_KEY_ID and CORACLE_ROOT_SECRET_ACCESS_KEY go together; only one is set"
+        ),
     }
 }
 
