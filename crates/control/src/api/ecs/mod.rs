@@ -89,7 +89,7 @@ pub struct Ecs {
 ///
 /// # Errors
 /// Those of the operation; SerializationException and InvalidParameterException for a body that its
-/// model does not allow; UnsupportedOperationException for an operation that is not served.
+/// model does not allow; UnknownOperationException for an operation that is not served.
 pub async fn dispatch(ecs: &Ecs, caller: &Caller, routed: &Routed, body: &[u8]) -> Result<Answer, Error> {
     serve!(aws_api::ecs::operation, ecs, caller, routed, body, {
         CreateCluster => create_cluster,

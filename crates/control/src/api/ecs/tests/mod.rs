@@ -2,6 +2,7 @@
 
 mod clusters;
 mod definitions;
+mod dispatch;
 mod rules;
 mod settings_and_tags;
 mod tasks;
