@@ -55,7 +55,8 @@ pub fn run(root: &Path) -> anyhow::Result<()> {
     if !output.status.success() {
         bail!("cargo metadata failed: {}", String::from_utf8_lossy(&output.stderr));
     }
-    let metadata: Metadata = serde_json::from_slice(&output.stdout).context("cargo metadata said something else")?;
+    let metadata: Metadata =
+        serde_json::from_slice(&output.stdout).context("cargo metadata said something else")?;
     let found: Vec<String> = metadata.packages.iter().flat_map(violations).collect();
     if !found.is_empty() {
         bail!("{} packages break the rules:\n{}", found.len(), found.join("\n"));

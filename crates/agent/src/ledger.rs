@@ -67,7 +67,11 @@ impl Ledger {
     /// The directory cannot be used, or a file in it is damaged.
     pub fn open(dir: &Path) -> Result<Self, LedgerError> {
         let tasks = dir.join("tasks");
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&tasks).map_err(at("create", &tasks))?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&tasks)
+            .map_err(at("create", &tasks))?;
         let boot_path = Path::new("/proc/sys/kernel/random/boot_id");
         let boot_id = std::fs::read_to_string(boot_path).map_err(at("read", boot_path))?.trim().to_owned();
         let identity_path = dir.join("identity.json");

@@ -46,7 +46,11 @@ impl Session {
     ///
     /// # Errors
     /// The ledger cannot be read.
-    pub fn open(host: Arc<Host>, to_control: mpsc::Sender<ToControl>, entries: Vec<Entry>) -> Result<Self, LedgerError> {
+    pub fn open(
+        host: Arc<Host>,
+        to_control: mpsc::Sender<ToControl>,
+        entries: Vec<Entry>,
+    ) -> Result<Self, LedgerError> {
         let generation = host.ledger.generation()?;
         let mut session = Self { host, uplink: Uplink(to_control), tasks: HashMap::new(), generation };
         for entry in entries {
@@ -71,14 +75,19 @@ impl Session {
                         drop(commands.send(Command::Repeat).await);
                     }
                 }
-                Some(ToAgent::LogsStored { task, container, upto }) => self.logs_stored(&task, container, upto).await,
+                Some(ToAgent::LogsStored { task, container, upto }) => {
+                    self.logs_stored(&task, container, upto).await
+                }
                 Some(ToAgent::LogsRefused { task, container, upto, reason }) => {
                     tracing::warn!(%task, container, reason, "control refuses log records");
                     self.logs_stored(&task, container, upto).await;
                 }
                 Some(ToAgent::Assign(delta)) => {
                     if let Err(error) = delta.check(self.generation) {
-                        tracing::warn!(error = &error as &dyn std::error::Error, "an assignment cannot be applied");
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "an assignment cannot be applied"
+                        );
                         if matches!(error, DeltaError::OtherBase { .. }) {
                             self.hello().await;
                         }
@@ -105,7 +114,8 @@ impl Session {
         let mut remove = delta.remove;
         if delta.base.is_none() {
             // The whole: what it does not name has ended or was never ours.
-            let named: std::collections::HashSet<&TaskId> = delta.upsert.iter().map(|told| &told.task).collect();
+            let named: std::collections::HashSet<&TaskId> =
+                delta.upsert.iter().map(|told| &told.task).collect();
             remove.extend(self.tasks.keys().filter(|task| !named.contains(task)).cloned());
         }
         for told in delta.upsert {

@@ -105,7 +105,11 @@ impl Slots {
     ///
     /// # Errors
     /// The slots' directory cannot be used, or a left-over sandbox does not end.
-    pub async fn open(config: SlotConfig, network: Network, keep: &[SlotRecord]) -> Result<Arc<Self>, SlotError> {
+    pub async fn open(
+        config: SlotConfig,
+        network: Network,
+        keep: &[SlotRecord],
+    ) -> Result<Arc<Self>, SlotError> {
         let io = |action, path: &Path| {
             let path = path.to_owned();
             move |source| SlotError::Io { action, path, source }
@@ -136,15 +140,14 @@ impl Slots {
         }
         // A rendezvous beyond the makers' own slots: they hold one each while the queue is full.
         let (sender, receiver) = mpsc::channel(config.ready.saturating_sub(MAKERS).max(1));
-        let slots =
-            Arc::new(Self {
-                config,
-                dir,
-                scratch,
-                network,
-                numbers: Mutex::new(numbers),
-                ready: tokio::sync::Mutex::new(receiver),
-            });
+        let slots = Arc::new(Self {
+            config,
+            dir,
+            scratch,
+            network,
+            numbers: Mutex::new(numbers),
+            ready: tokio::sync::Mutex::new(receiver),
+        });
         for _ in 0..MAKERS {
             tokio::spawn(slots.clone().keep_ready(sender.clone()));
         }
@@ -236,7 +239,8 @@ impl Slots {
         }
         let netns = PathBuf::from(format!("/proc/{}/ns/net", process.pid));
         let opened = std::fs::File::open(&netns);
-        let netns = OwnedFd::from(opened.map_err(|source| SlotError::Io { action: "open", path: netns, source })?);
+        let netns =
+            OwnedFd::from(opened.map_err(|source| SlotError::Io { action: "open", path: netns, source })?);
         let link = self.network.prepare(&self.config.vpc, netns).await?;
         Ok(Slot { record, connection, link })
     }

@@ -37,7 +37,10 @@ const CLEAN_UP_ATTEMPTS: u32 = 20;
 #[derive(Debug)]
 pub enum Command {
     Stop(StopCause),
-    LogsStored { container: String, upto: u64 },
+    LogsStored {
+        container: String,
+        upto: u64,
+    },
     /// Control has a new session: say everything again.
     Repeat,
     /// Control does not know the task (any more): take it off the host and out of the ledger.
@@ -63,7 +66,16 @@ impl TaskDriver {
     pub fn new(host: Arc<Host>, entry: Entry, commands: mpsc::Receiver<Command>, uplink: Uplink) -> Self {
         let report = Report::new(&entry);
         let stop = entry.assignment.stop.clone();
-        Self { host, entry, report, commands, uplink, stop, forget: false, logs_stored: std::collections::HashMap::new() }
+        Self {
+            host,
+            entry,
+            report,
+            commands,
+            uplink,
+            stop,
+            forget: false,
+            logs_stored: std::collections::HashMap::new(),
+        }
     }
 
     /// The task's whole life, or the rest of it when the ledger's entry is of an earlier agent.

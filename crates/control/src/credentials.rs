@@ -92,7 +92,10 @@ impl AccessKey {
             }
         }
         let missing = |field| KeyError::Incomplete { path: path.to_owned(), field };
-        Self::new(id.ok_or_else(|| missing("aws_access_key_id"))?, secret.ok_or_else(|| missing("aws_secret_access_key"))?)
+        Self::new(
+            id.ok_or_else(|| missing("aws_access_key_id"))?,
+            secret.ok_or_else(|| missing("aws_secret_access_key"))?,
+        )
     }
 
     /// Replaces the file atomically.
@@ -102,7 +105,8 @@ impl AccessKey {
     pub fn write(&self, path: &Path) -> Result<(), KeyError> {
         let write = || -> io::Result<()> {
             let new = path.with_extension("new");
-            let options = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new);
+            let options =
+                std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new);
             let mut file = options?;
             writeln!(file, "[default]")?;
             writeln!(file, "aws_access_key_id = {}", self.id)?;
@@ -134,7 +138,8 @@ mod tests {
 
     #[test]
     fn a_damaged_file_says_what_is_missing() {
-        let error = AccessKey::parse(Path::new("x"), "[default]\naws_access_key_id = AKIAAAAAAAAAAAAAAAAA\n").unwrap_err();
+        let error = AccessKey::parse(Path::new("x"), "[default]\naws_access_key_id = AKIAAAAAAAAAAAAAAAAA\n")
+            .unwrap_err();
         assert!(error.to_string().contains("aws_secret_access_key"));
         assert!(matches!(AccessKey::new("short", "12345678"), Err(KeyError::BadId)));
         assert!(matches!(AccessKey::new("AKIAAAAAAAAAAAAAAAAA", "with space"), Err(KeyError::BadSecret)));

@@ -82,7 +82,9 @@ async fn empty(State(endpoint): State<Arc<Endpoint>>, request: Request) -> Respo
     }
     match endpoint.control.reset().await {
         Ok(()) => StatusCode::NO_CONTENT.into_response(),
-        Err(error @ reset::ResetError::NotEphemeral) => (StatusCode::CONFLICT, error.to_string()).into_response(),
+        Err(error @ reset::ResetError::NotEphemeral) => {
+            (StatusCode::CONFLICT, error.to_string()).into_response()
+        }
         Err(error) => {
             tracing::error!(error = &error as &dyn std::error::Error, "the server cannot be emptied");
             (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response()
@@ -117,7 +119,8 @@ impl Endpoint {
     ) -> Result<(Caller, Bytes), aws_api::Error> {
         let config = self.control.config();
         let key = &config.root_key;
-        let secret = |id: &str| (id == key.id).then(|| sigv4::SecretKey::from(key.secret.expose().to_owned()));
+        let secret =
+            |id: &str| (id == key.id).then(|| sigv4::SecretKey::from(key.secret.expose().to_owned()));
         let now = aws_api::Timestamp::from_millis(self.control.now().millis());
         let verified = sigv4::Verifier::default().verify(parts, body, now, secret)?;
         verified.check_scope(service, config.region.as_str())?;

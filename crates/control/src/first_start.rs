@@ -3,12 +3,12 @@
 
 use std::net::Ipv4Addr;
 
-use model::cluster::{Cluster, ClusterStatus};
 use model::network::{Cidr, Subnet};
 use model::{AccountId, ClusterName, Region, SecurityGroupId, SubnetId, Timestamp, VpcId};
 use serde::{Deserialize, Serialize};
 use store::{CommitError, Store, Txn};
 
+use crate::api::ecs::default_cluster;
 use crate::keys::{self, Scope};
 
 const KEY: &str = "vpc/default";
@@ -66,10 +66,7 @@ pub async fn create(
     };
     let network = DefaultNetwork { subnet, security_group: SecurityGroupId::parse(id("sg"))? };
     let subnet_key = format!("{}{}", keys::SUBNETS, network.subnet.id);
-    let txn = Txn::new()
-        .expect_absent(KEY)
-        .put_json(KEY, &network)
-        .put_json(subnet_key, &network.subnet);
+    let txn = Txn::new().expect_absent(KEY).put_json(KEY, &network).put_json(subnet_key, &network.subnet);
     store.commit(with_cluster(txn, account, region, now)?).await?;
     Ok(network)
 }
@@ -88,19 +85,14 @@ pub async fn create_cluster(
     Ok(())
 }
 
-fn with_cluster(txn: Txn, account: &AccountId, region: &Region, now: Timestamp) -> Result<Txn, FirstStartError> {
+fn with_cluster(
+    txn: Txn,
+    account: &AccountId,
+    region: &Region,
+    now: Timestamp,
+) -> Result<Txn, FirstStartError> {
     let name = ClusterName::parse("default")?;
     let scope = Scope { account: account.clone(), region: region.clone() };
-    let cluster = Cluster {
-        name: name.clone(),
-        status: ClusterStatus::Active,
-        created_at: now,
-        settings: [("containerInsights".to_owned(), "disabled".to_owned())].into(),
-        capacity_providers: vec![],
-        default_strategy: vec![],
-        configuration: None,
-        service_connect_defaults: None,
-        tags: std::collections::BTreeMap::new(),
-    };
+    let cluster = default_cluster(name.clone(), now);
     Ok(txn.put_json(scope.cluster(&name), &cluster))
 }

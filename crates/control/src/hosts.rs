@@ -92,7 +92,10 @@ impl Hosts {
                 Ok(again) => hello = Some(again),
                 Err(SessionError::Closed) => return,
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "a host session ended; starting it anew");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "a host session ended; starting it anew"
+                    );
                     tokio::time::sleep(RETRY).await;
                     if end.to_agent.send(ToAgent::SayHello).await.is_err() {
                         return;

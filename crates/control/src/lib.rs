@@ -25,6 +25,7 @@ use model::{AccountId, Region, Secret};
 use store::Store;
 use tokio::sync::{Notify, watch};
 
+use crate::api::ecs::Ecs;
 use crate::clock::Clock;
 use crate::credentials::AccessKey;
 use crate::endpoint::Endpoint;
@@ -86,21 +87,44 @@ pub struct Control {
     store: Store,
     logs: LogStore,
     registry: Registry,
+    network: DefaultNetwork,
+    ecs: Ecs,
     clock: Clock,
     wake: Arc<Notify>,
     connected: Arc<Notify>,
 }
 
 impl Control {
+    /// Opens the stores, and on first start makes what a new account has: the default network,
+    /// within the block that `choose` returns, and the cluster `default`.
+    ///
     /// # Errors
-    /// A store cannot be opened.
-    pub async fn open(config: ControlConfig) -> Result<Self, ControlError> {
+    /// A store cannot be opened, read or written.
+    pub async fn open(
+        config: ControlConfig,
+        choose: impl AsyncFnOnce() -> Cidr,
+    ) -> Result<Self, ControlError> {
         let store = Store::open_embedded(&config.dir.join("state.db"))?;
         let clock = Clock::system();
         let logs = LogStore::open(&config.dir.join("logs"), clock.clone())?;
         let options = registry::RegistryOptions::new(config.registry_host.clone());
         let registry = Registry::open(&config.dir.join("registry"), store.clone(), options).await?;
-        Ok(Self { config, store, logs, registry, clock, wake: Arc::default(), connected: Arc::default() })
+        let network = match first_start::default_network(&store).await? {
+            Some(network) => network,
+            None => {
+                let cidr = choose().await;
+                first_start::create(&store, &config.account, &config.region, cidr, clock.now()).await?
+            }
+        };
+        let wake = Arc::<Notify>::default();
+        let ecs = Ecs {
+            store: store.clone(),
+            clock: clock.clone(),
+            wake: wake.clone(),
+            default_subnet: network.subnet.clone(),
+            default_security_group: network.security_group.clone(),
+        };
+        Ok(Self { config, store, logs, registry, network, ecs, clock, wake, connected: Arc::default() })
     }
 
     #[must_use]
@@ -113,31 +137,17 @@ impl Control {
         self.clock.now()
     }
 
-    /// The default network; made on first start within the block that `choose` returns.
-    ///
-    /// # Errors
-    /// The state cannot be read or written.
-    pub async fn default_network(&self, choose: impl AsyncFnOnce() -> Cidr) -> Result<DefaultNetwork, ControlError> {
-        if let Some(network) = first_start::default_network(&self.store).await? {
-            return Ok(network);
-        }
-        let (account, region) = (&self.config.account, &self.config.region);
-        let cidr = choose().await;
-        Ok(first_start::create(&self.store, account, region, cidr, self.clock.now()).await?)
+    /// The network that exists from first start.
+    #[must_use]
+    pub fn default_network(&self) -> &DefaultNetwork {
+        &self.network
     }
 
     /// The HTTP service: all AWS APIs and the registry.
     #[must_use]
-    pub fn router(&self, network: &DefaultNetwork) -> axum::Router {
-        let ecs = api::ecs::Ecs {
-            store: self.store.clone(),
-            clock: self.clock.clone(),
-            wake: self.wake.clone(),
-            default_subnet: network.subnet.clone(),
-            default_security_group: network.security_group.clone(),
-        };
+    pub fn router(&self) -> axum::Router {
         let logs = api::logs::Logs { store: self.logs.clone(), clock: self.clock.clone() };
-        let services = api::Services { ecs, logs, registry: self.registry.clone() };
+        let services = api::Services { ecs: self.ecs.clone(), logs, registry: self.registry.clone() };
         Endpoint { control: self.clone(), services, registry: self.registry.router() }.router()
     }
 
@@ -191,9 +201,17 @@ impl Control {
             if let Err(error) = self.logs.sweep().await {
                 tracing::warn!(error = &error as &dyn std::error::Error, "expired logs cannot be removed");
             }
+            if let Err(error) = api::ecs::sweep(&self.store, self.clock.now()).await {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "deleted task definitions cannot be removed"
+                );
+            }
             if let Err(error) = self.registry.sweep(self.clock.now()).await {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the registry cannot be swept");
             }
+            // What fails is logged there; the next sweep tries again.
+            let _ = api::ecs::sweep(&self.store, self.clock.now()).await;
         }
     }
 }

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use capacity::Capacity;
-use model::assignment::Assignment;
 use model::Region;
+use model::assignment::Assignment;
 use model::host::Host;
 use model::observation::Observation;
 use model::spec::LogSpec;

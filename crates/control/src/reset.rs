@@ -2,7 +2,7 @@
 
 use store::{CommitError, Txn};
 
-use crate::keys;
+use crate::{first_start, keys};
 
 /// Why not everything could be emptied.
 #[derive(Debug, thiserror::Error)]
@@ -16,7 +16,7 @@ pub enum ResetError {
     #[error("the registry cannot be emptied")]
     Registry(#[from] crate::registry::RegistryError),
     #[error("the first records cannot be made anew")]
-    FirstStart(#[from] crate::first_start::FirstStartError),
+    FirstStart(#[from] first_start::FirstStartError),
 }
 
 impl crate::Control {
@@ -32,13 +32,8 @@ impl crate::Control {
         self.store.commit(Txn::new().delete_prefix(keys::ECS)).await?;
         self.logs.clear().await?;
         self.registry.clear().await?;
-        crate::first_start::create_cluster(
-            &self.store,
-            &self.config.account,
-            &self.config.region,
-            self.clock.now(),
-        )
-        .await?;
+        let config = &self.config;
+        first_start::create_cluster(&self.store, &config.account, &config.region, self.clock.now()).await?;
         Ok(())
     }
 }

@@ -48,7 +48,10 @@ fn beside_the_executable() -> anyhow::Result<PathBuf> {
     let executable = std::env::current_exe().context("cannot find the running executable")?;
     let path = executable.with_file_name(NAME);
     if !path.is_file() {
-        bail!("the supervisor program is missing: this build expects it at {}; run `make build`", path.display());
+        bail!(
+            "the supervisor program is missing: this build expects it at {}; run `make build`",
+            path.display()
+        );
     }
     Ok(path)
 }

@@ -12,7 +12,8 @@ use agent::net::{NetConfig, Network};
 use agent::{Agent, AgentConfig};
 use anyhow::{Context, bail};
 use control::credentials::AccessKey;
-use control::{Control, ControlConfig, first_start};
+use control::first_start::PREFERRED_CIDR;
+use control::{Control, ControlConfig};
 use model::host::Resources;
 use model::{AccountId, Region};
 use tokio::net::TcpListener;
@@ -116,16 +117,14 @@ async fn serve(state_dir: &Path, args: UpArgs) -> anyhow::Result<()> {
         url: url.clone(),
         ephemeral: args.ephemeral,
     };
-    let control = Control::open(config).await.context("control cannot start")?;
     let instance = Instance::of(state.path()).context("cannot name this instance")?;
-    let network = Network::open(NetConfig { instance: instance.clone(), region: args.region.clone(), upstream_dns: None })
+    let region = args.region.clone();
+    let network = Network::open(NetConfig { instance: instance.clone(), region, upstream_dns: None })
         .await
         .context("the network cannot be set up; `coracle doctor` says what this machine lacks")?;
-    let defaults = control
-        .default_network(async || {
-            network.free_cidr(first_start::PREFERRED_CIDR).await.unwrap_or(first_start::PREFERRED_CIDR)
-        })
-        .await?;
+    let free_block = async || network.free_cidr(PREFERRED_CIDR).await.unwrap_or(PREFERRED_CIDR);
+    let control = Control::open(config, free_block).await.context("control cannot start")?;
+    let defaults = control.default_network().clone();
     let agent = AgentConfig {
         instance,
         dir: state.join("agent"),
@@ -169,7 +168,7 @@ async fn serve(state_dir: &Path, args: UpArgs) -> anyhow::Result<()> {
         ephemeral: args.ephemeral,
     };
     state.publish(&notice)?;
-    let router = control.router(&defaults);
+    let router = control.router();
     let server = axum::serve(listener, router).with_graceful_shutdown(stopped(stop.clone()));
     let server = tokio::spawn(server.into_future());
     println!("coracle is ready at {url}");
@@ -189,8 +188,8 @@ async fn serve(state_dir: &Path, args: UpArgs) -> anyhow::Result<()> {
     agent.await.context("the agent failed")??;
     // A client that keeps its connection open does not keep the server up.
     let _ = tokio::time::timeout(std::time::Duration::from_secs(2), server).await;
+    host.slots.close().await.context("waiting sandboxes cannot be removed")?;
     if args.ephemeral {
-        host.slots.close().await.context("waiting sandboxes cannot be removed")?;
         host.cgroups.teardown(LEFT_OVER_TIMEOUT).context("the control groups cannot be removed")?;
         network.teardown().await.context("the network cannot be removed")?;
         std::fs::remove_dir_all(state.path())
@@ -241,7 +240,9 @@ fn root_key(state: &StateDir) -> anyhow::Result<AccessKey> {
             Ok(key)
         }
         (None, None) => Ok(AccessKey::load_or_create(&path)?),
-        _ => bail!("CORACLE_ROOT_ACCESS_KEY_ID and CORACLE_ROOT_SECRET_ACCESS_KEY go together; only one is set"),
+        _ => bail!(
+            "CORACLE_ROOT_ACCESS_KEY_ID and CORACLE_ROOT_SECRET_ACCESS_KEY go together; only one is set"
+        ),
     }
 }
 

@@ -71,7 +71,9 @@ pub async fn start(
         .map_err(|source| ProcessError::Spawn { program: program.to_owned(), source })?;
     let output = tokio::time::timeout(START_TIMEOUT, starting.wait_with_output())
         .await
-        .map_err(|_| ProcessError::NotReady(format!("nothing was heard within {} s", START_TIMEOUT.as_secs())))?
+        .map_err(|_| {
+            ProcessError::NotReady(format!("nothing was heard within {} s", START_TIMEOUT.as_secs()))
+        })?
         .map_err(|source| ProcessError::Spawn { program: program.to_owned(), source })?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
@@ -102,7 +104,8 @@ impl ProcessId {
     /// # Errors
     /// It cannot be signalled or does not end.
     pub async fn kill(self) -> Result<(), ProcessError> {
-        let failed = |source: rustix::io::Errno| ProcessError::Signal { pid: self.pid, source: source.into() };
+        let failed =
+            |source: rustix::io::Errno| ProcessError::Signal { pid: self.pid, source: source.into() };
         let Some(pid) = Pid::from_raw(self.pid) else { return Ok(()) };
         let handle = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(handle) => handle,
@@ -154,7 +157,9 @@ fn stat(pid: i32) -> Option<(char, u64)> {
 pub fn find_below(dir: &Path) -> Vec<(PathBuf, ProcessId)> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
         let Ok(command_line) = std::fs::read(entry.path().join("cmdline")) else { continue };
         let mut arguments = command_line.split(|b| *b == 0).map(String::from_utf8_lossy);
         let sandbox = arguments.by_ref().skip_while(|a| a != "--dir").nth(1);

@@ -109,7 +109,10 @@ impl TaskDriver {
         self.record()?;
         let attached = self.host.network.attach(slot.link, &self.entry.assignment.eni).await;
         let link = attached.map_err(|error| {
-            failed(format!("ResourceInitializationError: failed to attach the network interface: {}", chain(&error)))
+            failed(format!(
+                "ResourceInitializationError: failed to attach the network interface: {}",
+                chain(&error)
+            ))
         })?;
         self.entry.link = Some(link);
         self.record()?;
@@ -117,7 +120,10 @@ impl TaskDriver {
     }
 
     fn record(&self) -> Result<(), StopCause> {
-        self.host.ledger.put(&self.entry).map_err(|e| failed(format!("ResourceInitializationError: {}", chain(&e))))
+        self.host
+            .ledger
+            .put(&self.entry)
+            .map_err(|e| failed(format!("ResourceInitializationError: {}", chain(&e))))
     }
 
     /// An earlier agent chose the sandbox and attached it; its supervisor tells the rest.
@@ -184,7 +190,11 @@ impl TaskDriver {
             hostname: assignment.eni.private_dns_name.clone(),
             address: assignment.eni.address,
             resolver: assignment.eni.resolver,
-            search_domain: assignment.eni.private_dns_name.split_once('.').map(|(_, domain)| domain.to_owned()),
+            search_domain: assignment
+                .eni
+                .private_dns_name
+                .split_once('.')
+                .map(|(_, domain)| domain.to_owned()),
             cgroup_parent: Some(cgroup.path().to_string_lossy().into_owned()),
             scratch,
             volumes: spec.volumes.clone(),
@@ -204,8 +214,7 @@ async fn pull(
     let mut request = PullRequest::new(reference);
     request.scope = format!("{}/{}", assignment.account, assignment.region);
     if let Some(access) = assignment.registry.images.get(reference) {
-        request.auth =
-            Auth::Basic { username: access.username.clone(), password: access.password.clone() };
+        request.auth = Auth::Basic { username: access.username.clone(), password: access.password.clone() };
         request.endpoint = Some(RegistryEndpoint {
             base_url: assignment.registry.endpoint.clone(),
             repository_prefix: String::new(),

@@ -34,7 +34,7 @@ pub async fn dispatch(
 ) -> Result<Answer, aws_api::Error> {
     match routed.service {
         Service::Ecr => ecr::dispatch(&services.registry, caller, routed, body).await,
-        Service::Ecs => ecs::dispatch(&services.ecs, caller, routed, body).await.map(Answer::Whole),
+        Service::Ecs => ecs::dispatch(&services.ecs, caller, routed, body).await,
         Service::Logs => logs::dispatch(&services.logs, caller, routed, body).await,
         Service::Sts => sts::dispatch(caller, routed, body).await,
     }

@@ -53,8 +53,12 @@ impl<'a> Session<'a> {
                 }
                 Event::Delete { key } => {
                     if let Some(path) = TaskPath::of_key(keys::ASSIGNMENTS, &key) {
-                        let gone: Vec<TaskId> =
-                            self.tasks.iter().filter(|(_, k)| k.path == path).map(|(id, _)| id.clone()).collect();
+                        let gone: Vec<TaskId> = self
+                            .tasks
+                            .iter()
+                            .filter(|(_, k)| k.path == path)
+                            .map(|(id, _)| id.clone())
+                            .collect();
                         for task in gone {
                             self.tasks.remove(&task);
                             remove.push(task);

@@ -25,7 +25,13 @@ impl Session<'_> {
     /// refused, so that the agent does not keep it for ever.
     pub(super) async fn logged(&self, queue: &mpsc::Sender<LogWork>, task: TaskId, batch: LogBatch) {
         let container = |known: &Known| {
-            known.intent.spec.containers.iter().find(|c| c.name == batch.container).and_then(|c| c.log.clone())
+            known
+                .intent
+                .spec
+                .containers
+                .iter()
+                .find(|c| c.name == batch.container)
+                .and_then(|c| c.log.clone())
         };
         let known = self.tasks.get(&task);
         match known.and_then(|known| container(known).map(|log| (known.intent.account.clone(), log))) {
@@ -54,7 +60,12 @@ pub(super) async fn store_batches(
             Ok(()) => ToAgent::LogsStored { task, container, upto },
             Err(LogError::GroupNotFound | LogError::InvalidParameter(_)) => {
                 tracing::warn!(%task, container, "log records are refused: their group is gone");
-                ToAgent::LogsRefused { task, container, upto, reason: "the log group does not exist".to_owned() }
+                ToAgent::LogsRefused {
+                    task,
+                    container,
+                    upto,
+                    reason: "the log group does not exist".to_owned(),
+                }
             }
             Err(error) => {
                 // The agent keeps the records and sends them again in its next session.

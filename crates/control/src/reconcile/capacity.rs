@@ -42,17 +42,25 @@ impl Capacity {
         let mut capacity = Self {
             placed: HashMap::new(),
             used: BTreeMap::new(),
-            pools: subnets.entries.into_iter().map(|(_, s)| (s.value.id.clone(), AddressPool::new(s.value))).collect(),
+            pools: subnets
+                .entries
+                .into_iter()
+                .map(|(_, s)| (s.value.id.clone(), AddressPool::new(s.value)))
+                .collect(),
             ended: BTreeSet::new(),
             ended_at: HashMap::new(),
             changes,
         };
-        for (key, assignment) in store.range_json::<Assignment>(Range::prefix(keys::ASSIGNMENTS)).await?.entries {
+        for (key, assignment) in
+            store.range_json::<Assignment>(Range::prefix(keys::ASSIGNMENTS)).await?.entries
+        {
             let Some(path) = TaskPath::of_key(keys::ASSIGNMENTS, &key) else { continue };
             let Some(task) = store.get_json::<Task>(&path.intent()).await? else { continue };
             capacity.assigned(&path, &task.value, &assignment.value);
         }
-        for (key, observation) in store.range_json::<Observation>(Range::prefix(keys::OBSERVATIONS)).await?.entries {
+        for (key, observation) in
+            store.range_json::<Observation>(Range::prefix(keys::OBSERVATIONS)).await?.entries
+        {
             if let Some(path) = TaskPath::of_key(keys::OBSERVATIONS, &key) {
                 capacity.observed(path, &observation.value);
             }
@@ -135,7 +143,12 @@ impl Capacity {
 
     /// The `most` tasks that stopped first.
     pub(super) fn ended_before(&self, now: Timestamp, most: usize) -> Vec<(TaskId, Timestamp)> {
-        self.ended.iter().take_while(|(at, _)| *at <= now).take(most).map(|(at, id)| (id.clone(), *at)).collect()
+        self.ended
+            .iter()
+            .take_while(|(at, _)| *at <= now)
+            .take(most)
+            .map(|(at, id)| (id.clone(), *at))
+            .collect()
     }
 
     pub(super) fn path_of_ended(&self, task: &TaskId) -> Option<&TaskPath> {

@@ -79,12 +79,19 @@ fn reads_what_gnu_tar_writes_in_every_format() {
         &["--format=posix", "--sparse", "--sparse-version=0.1"],
         &["--format=posix", "--sparse", "--sparse-version=1.0"],
     ] {
-        let output = Command::new("tar").args(arguments).args(["-C", root.to_str().unwrap(), "-c", "."]).output().unwrap();
+        let output = Command::new("tar")
+            .args(arguments)
+            .args(["-C", root.to_str().unwrap(), "-c", "."])
+            .output()
+            .unwrap();
         assert!(output.status.success());
         let entries = read(&output.stdout).unwrap_or_else(|e| panic!("{arguments:?}: {e:?}"));
         let find = |name: &str| {
             let path = format!("./{name}");
-            entries.iter().find(|(e, _)| e.path == path.as_bytes()).unwrap_or_else(|| panic!("{arguments:?}: no {name}"))
+            entries
+                .iter()
+                .find(|(e, _)| e.path == path.as_bytes())
+                .unwrap_or_else(|| panic!("{arguments:?}: no {name}"))
         };
         assert_eq!(find(&long).1, b"long", "{arguments:?}");
         assert_eq!(find("file").1, [7; 5000]);

@@ -47,7 +47,8 @@ impl Unpacked {
 
     fn is_opaque(&self, below: &str) -> bool {
         let mut value = [0; 1];
-        rustix::fs::getxattr(self.path(below), "trusted.overlay.opaque", &mut value[..]).is_ok_and(|_| value == *b"y")
+        rustix::fs::getxattr(self.path(below), "trusted.overlay.opaque", &mut value[..])
+            .is_ok_and(|_| value == *b"y")
     }
 }
 
@@ -121,13 +122,18 @@ fn sparse_files_stay_sparse() {
     let mut builder = tar::Builder::new(Vec::new());
     let records = [("GNU.sparse.size", &b"1073741824"[..]), ("GNU.sparse.map", b"4096,3,1073741823,1")];
     builder.append_pax_extensions(records).unwrap();
-    let layer = Unpacked::new(&[builder.into_inner().unwrap()[..1024].to_vec(), entry(b'0', "sparse", "", b"abcd")]);
+    let layer =
+        Unpacked::new(&[builder.into_inner().unwrap()[..1024].to_vec(), entry(b'0', "sparse", "", b"abcd")]);
     let stat = std::fs::metadata(layer.path("sparse")).unwrap();
     assert_eq!(stat.len(), 1 << 30);
     assert!(stat.blocks() * 512 < 1 << 20, "{} blocks", stat.blocks());
     let mut tail = [0; 2];
-    std::os::unix::fs::FileExt::read_exact_at(&std::fs::File::open(layer.path("sparse")).unwrap(), &mut tail, (1 << 30) - 2)
-        .unwrap();
+    std::os::unix::fs::FileExt::read_exact_at(
+        &std::fs::File::open(layer.path("sparse")).unwrap(),
+        &mut tail,
+        (1 << 30) - 2,
+    )
+    .unwrap();
     assert_eq!(tail, *b"\0d");
 }
 

@@ -116,7 +116,7 @@ pub(super) async fn put(
     checked(name, value)?;
     let record = Record { principal, name: name.to_owned(), value: value.to_owned() };
     let key = caller.scope().account_setting(&record.principal, name);
-    records::commit(ecs, store::Txn::new().put_json(key, &record)).await?;
+    records::commit(&ecs.store, store::Txn::new().put_json(key, &record)).await?;
     Ok(record.to_wire())
 }
 
@@ -135,7 +135,7 @@ pub(super) async fn effective_for(
     let Some(known) = known(name) else { return Ok(None) };
     for principal in [principal, &root(caller)] {
         let key = caller.scope().account_setting(principal, name);
-        if let Some(record) = records::load::<Record>(ecs, &key).await? {
+        if let Some(record) = records::load::<Record>(&ecs.store, &key).await? {
             return Ok(Some(record.value.value));
         }
     }

@@ -91,7 +91,7 @@ pub(super) async fn count(ecs: &Ecs, scope: &Scope, cluster: &ClusterName) -> Re
     for kv in found.kvs {
         let task = &kv.key[TASKS.len()..];
         if !observed.contains(task) {
-            let assignment = records::load::<Assignment>(ecs, &format!("{ASSIGNMENTS}{task}")).await?;
+            let assignment = records::load::<Assignment>(&ecs.store, &format!("{ASSIGNMENTS}{task}")).await?;
             let refused = assignment.is_some_and(|a| matches!(a.value.decision, Decision::Refused { .. }));
             counts.add(if refused { TaskStatus::Stopped } else { TaskStatus::Provisioning });
         }

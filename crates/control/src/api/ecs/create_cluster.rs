@@ -24,7 +24,7 @@ pub async fn handle(
     let scope = caller.scope();
     let key = scope.cluster(&wanted.name);
     for _ in 0..records::ATTEMPTS {
-        let (cluster, txn) = match records::load::<Cluster>(ecs, &key).await? {
+        let (cluster, txn) = match records::load::<Cluster>(&ecs.store, &key).await? {
             Some(Versioned { value, .. }) if value.status == ClusterStatus::Active => {
                 check_same(&input, &wanted, &value)?;
                 let counts = cluster_view::count(ecs, &scope, &value.name).await?;
@@ -34,7 +34,7 @@ pub async fn handle(
             Some(inactive) => (&wanted, Txn::new().expect_revision(&key, inactive.revision)),
             None => (&wanted, Txn::new().expect_absent(&key)),
         };
-        if records::commit(ecs, txn.put_json(&key, cluster)).await? == Outcome::Committed {
+        if records::commit(&ecs.store, txn.put_json(&key, cluster)).await? == Outcome::Committed {
             let counts = cluster_view::count(ecs, &scope, &cluster.name).await?;
             let view = cluster_view::view(caller, cluster, counts, Include::CHANGED)?;
             return Ok(CreateClusterResponse { cluster: Some(view) });

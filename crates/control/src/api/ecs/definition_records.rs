@@ -31,7 +31,7 @@ pub(super) async fn find(
 ) -> Result<Option<Versioned<TaskDefinition>>, Error> {
     let scope = caller.scope();
     let Some(revision) = named.revision else { return latest_active(ecs, caller, &named.family).await };
-    records::load(ecs, &scope.definition(&named.family, revision)).await
+    records::load(&ecs.store, &scope.definition(&named.family, revision)).await
 }
 
 async fn latest_active(

@@ -15,7 +15,7 @@ pub async fn handle(
     let principal = account_settings::principal(caller, input.principal_arn.as_deref())?;
     account_settings::checked_name(&input.name)?;
     let key = caller.scope().account_setting(&principal, &input.name);
-    records::commit(ecs, Txn::new().delete(key)).await?;
+    records::commit(&ecs.store, Txn::new().delete(key)).await?;
     let value = account_settings::effective_for(ecs, caller, &principal, &input.name).await?;
     let setting = value.map(|value| account_settings::setting(&input.name, &value, &principal));
     Ok(DeleteAccountSettingResponse { setting })

@@ -37,7 +37,7 @@ async fn set_status(ecs: &Ecs, key: &str, status: ClusterStatus) -> Result<Clust
         cluster.status = status;
         Ok(())
     };
-    records::update(ecs, key, change).await?.ok_or_else(cluster_not_found)
+    records::update(&ecs.store, key, change).await?.ok_or_else(cluster_not_found)
 }
 
 fn refuse_tasks(counts: Counts) -> Result<(), Error> {

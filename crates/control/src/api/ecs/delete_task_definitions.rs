@@ -55,16 +55,19 @@ async fn delete(
     };
     let mut active = false;
     let now = ecs.clock.now();
-    let deleted =
-        records::update(ecs, &caller.scope().definition(&named.0, named.1), |d: &mut TaskDefinition| {
+    let deleted = records::update(
+        &ecs.store,
+        &caller.scope().definition(&named.0, named.1),
+        |d: &mut TaskDefinition| {
             active = d.status == DefinitionStatus::Active;
             if d.status == DefinitionStatus::Inactive {
                 d.status = DefinitionStatus::DeleteInProgress;
                 d.delete_requested_at = Some(now);
             }
             Ok(())
-        })
-        .await?;
+        },
+    )
+    .await?;
     Ok(match deleted {
         None => Err(MISSING),
         Some(_) if active => Err(ACTIVE),

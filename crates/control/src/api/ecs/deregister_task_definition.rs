@@ -21,8 +21,9 @@ pub async fn handle(
     let scope = caller.scope();
     let (key, counter) = (scope.definition(&named.family, revision), scope.family(&named.family));
     for _ in 0..records::ATTEMPTS {
-        let found = records::load::<TaskDefinition>(ecs, &key).await?.ok_or_else(definition_not_found)?;
-        let family = records::load::<Family>(ecs, &counter).await?.ok_or_else(definition_not_found)?;
+        let found =
+            records::load::<TaskDefinition>(&ecs.store, &key).await?.ok_or_else(definition_not_found)?;
+        let family = records::load::<Family>(&ecs.store, &counter).await?.ok_or_else(definition_not_found)?;
         let mut definition = found.value;
         if definition.status == DefinitionStatus::Active {
             definition.status = DefinitionStatus::Inactive;
@@ -33,7 +34,7 @@ pub async fn handle(
                 .expect_revision(&counter, family.revision)
                 .put_json(&key, &definition)
                 .put_json(&counter, &counts);
-            if records::commit(ecs, txn).await? == Outcome::Conflict {
+            if records::commit(&ecs.store, txn).await? == Outcome::Conflict {
                 continue;
             }
         }

@@ -30,7 +30,7 @@ pub async fn handle(
         if seen.contains(&name) {
             continue;
         }
-        match records::load::<Cluster>(ecs, &scope.cluster(&name)).await? {
+        match records::load::<Cluster>(&ecs.store, &scope.cluster(&name)).await? {
             Some(cluster) => {
                 let counts = cluster_view::count(ecs, &scope, &name).await?;
                 clusters.push(cluster_view::view(caller, &cluster.value, counts, include)?);

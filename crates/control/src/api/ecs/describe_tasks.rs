@@ -34,7 +34,7 @@ pub async fn handle(
     let (mut tasks, mut failures) = (Vec::new(), Vec::new());
     for task in named {
         let found = match &task.id {
-            Some(id) => task_records::load(ecs, &caller.scope().task(&cluster, id)).await?,
+            Some(id) => task_records::load(&ecs.store, &caller.scope().task(&cluster, id)).await?,
             None => None,
         };
         match found {

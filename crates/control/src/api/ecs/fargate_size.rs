@@ -46,7 +46,7 @@ pub(super) fn exists(cpu: u32, memory: u32) -> bool {
     let gib = |range: std::ops::RangeInclusive<u32>, step: u32| {
         memory.is_multiple_of(1024)
             && range.contains(&(memory / 1024))
-            && (memory / 1024 - range.start()) % step == 0
+            && (memory / 1024 - range.start()).is_multiple_of(step)
     };
     match cpu {
         256 => matches!(memory, 512 | 1024 | 2048),

@@ -47,7 +47,7 @@ pub async fn handle(
             value.map(|value| account_settings::setting(name, &value, &principal))
         } else {
             let key = caller.scope().account_setting(&principal, name);
-            records::load::<Record>(ecs, &key).await?.map(|record| record.value.to_wire())
+            records::load::<Record>(&ecs.store, &key).await?.map(|record| record.value.to_wire())
         };
         let Some(setting) = setting else { continue };
         if input.value.is_some() && setting.value != input.value {

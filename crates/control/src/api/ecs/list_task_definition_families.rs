@@ -2,10 +2,8 @@
 
 use aws_api::Error;
 use aws_api::ecs::{ListTaskDefinitionFamiliesRequest, ListTaskDefinitionFamiliesResponse};
-use store::Range;
 
 use super::definition_records::Family;
-use super::errors::internal;
 use super::identifier::is_name;
 use super::page::Page;
 use super::{Caller, Ecs};
@@ -29,33 +27,15 @@ pub async fn handle(
         input.max_results,
         1..=100,
     )?;
-    let mut families = Vec::new();
-    let mut after = page.after.clone();
-    loop {
-        let mut range = Range::prefix(page.prefix()).limit(page.limit);
-        if let Some(after) = &after {
-            range = range.after(after);
-        }
-        let found = ecs.store.range_json::<Family>(range).await.map_err(internal)?;
-        let count = found.entries.len();
-        for (at, (key, family)) in found.entries.into_iter().enumerate() {
+    let (families, next_token) = page
+        .fill::<Family>(&ecs.store, false, |key, family| {
             let listed = match status {
-                "ACTIVE" => family.value.active > 0,
-                "INACTIVE" => family.value.active == 0 && family.value.existing > 0,
-                _ => family.value.existing > 0,
+                "ACTIVE" => family.active > 0,
+                "INACTIVE" => family.active == 0 && family.existing > 0,
+                _ => family.existing > 0,
             };
-            if listed {
-                families.push(key[all.len()..].to_owned());
-            }
-            let more = found.more || at + 1 < count;
-            if families.len() == page.limit {
-                let next_token = more.then(|| page.token(&key));
-                return Ok(ListTaskDefinitionFamiliesResponse { families: Some(families), next_token });
-            }
-            after = Some(key);
-        }
-        if !found.more {
-            return Ok(ListTaskDefinitionFamiliesResponse { families: Some(families), next_token: None });
-        }
-    }
+            listed.then(|| key[all.len()..].to_owned())
+        })
+        .await?;
+    Ok(ListTaskDefinitionFamiliesResponse { families: Some(families), next_token })
 }

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use aws_api::Error;
 use model::Region;
 use model::spec::LogMode;
-use regex::Regex;
+// The supervisor matches with the same engine.
+use regex_lite::Regex;
 
 use super::errors::client;
 
@@ -152,7 +153,7 @@ fn datetime_pattern(format: &str) -> Option<String> {
     let mut characters = format.chars();
     while let Some(c) = characters.next() {
         if c != '%' {
-            pattern.push_str(&regex::escape(c.encode_utf8(&mut [0; 4])));
+            pattern.push_str(&regex_lite::escape(c.encode_utf8(&mut [0; 4])));
             continue;
         }
         pattern.push_str(match characters.next()? {
@@ -210,6 +211,7 @@ mod tests {
             (vec![("max-buffer-size", "2g")], "max-buffer-size"),
             (vec![("max-buffer-size", "99999999999999999999g")], "max-buffer-size"),
             (vec![("awslogs-multiline-pattern", "(")], "regular expression"),
+            (vec![("awslogs-multiline-pattern", r"^\p{Lu}(?=x)")], "regular expression"),
             (vec![("awslogs-datetime-format", "%Q")], "awslogs-datetime-format"),
             (vec![("awslogs-datetime-format", "%")], "awslogs-datetime-format"),
             (

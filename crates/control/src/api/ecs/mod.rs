@@ -6,15 +6,12 @@
 
 use std::sync::Arc;
 
-use aws_api::ecs::operation as op;
-use aws_api::error::common::unsupported_operation;
-use aws_api::{Error, Operation, Routed, Service};
-use bytes::Bytes;
-use http::Response;
+use aws_api::{Error, Routed};
 use store::Store;
 use tokio::sync::Notify;
 
-use super::Caller;
+use super::answer::serve;
+use super::{Answer, Caller};
 use crate::clock::Clock;
 
 mod account_settings;
@@ -73,7 +70,7 @@ mod update_cluster_settings;
 #[cfg(test)]
 mod tests;
 
-pub use default_cluster::ensure_default_cluster;
+pub use default_cluster::default_cluster;
 pub use sweep::sweep;
 
 /// What ECS handlers work with.
@@ -92,26 +89,9 @@ pub struct Ecs {
 ///
 /// # Errors
 /// Those of the operation; SerializationException and InvalidParameterException for a body that its
-/// model does not allow; UnsupportedOperationException for an operation that is not served.
-pub async fn dispatch(
-    ecs: &Ecs,
-    caller: &Caller,
-    request: &Routed,
-    body: &[u8],
-) -> Result<Response<Bytes>, Error> {
-    macro_rules! serve {
-        ($($operation:ident => $module:ident),* $(,)?) => {
-            match request.operation.name {
-                $(<op::$operation as Operation>::NAME => {
-                    let input = request.decode::<op::$operation>(body)?;
-                    let output = $module::handle(ecs, caller, input).await?;
-                    Ok(request.encode_ok(&output, &caller.request_id))
-                })*
-                other => Err(unsupported_operation(Service::Ecs, other)),
-            }
-        };
-    }
-    serve! {
+/// model does not allow; UnknownOperationException for an operation that is not served.
+pub async fn dispatch(ecs: &Ecs, caller: &Caller, routed: &Routed, body: &[u8]) -> Result<Answer, Error> {
+    serve!(aws_api::ecs::operation, ecs, caller, routed, body, {
         CreateCluster => create_cluster,
         DeleteAccountSetting => delete_account_setting,
         DeleteCluster => delete_cluster,
@@ -137,5 +117,5 @@ pub async fn dispatch(
         UntagResource => untag_resource,
         UpdateCluster => update_cluster,
         UpdateClusterSettings => update_cluster_settings,
-    }
+    })
 }

@@ -8,8 +8,10 @@ use std::ops::RangeInclusive;
 use aws_api::Error;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::de::DeserializeOwned;
+use store::{Range, Store};
 
-use super::errors::invalid;
+use super::errors::{internal, invalid};
 
 const DIGEST: usize = 8;
 const MAX_TOKEN: usize = 2048;
@@ -52,6 +54,40 @@ impl Page {
 
     pub fn prefix(&self) -> &str {
         &self.prefix
+    }
+
+    /// Fills the page with what `pick` makes of the records, in key order or against it, and says the
+    /// next page's token. Records that `pick` passes over do not count, so this may take several reads.
+    pub async fn fill<T: DeserializeOwned>(
+        &self,
+        store: &Store,
+        reverse: bool,
+        mut pick: impl FnMut(&str, T) -> Option<String>,
+    ) -> Result<(Vec<String>, Option<String>), Error> {
+        let mut picked = Vec::new();
+        let mut after = self.after.clone();
+        loop {
+            let mut range = Range::prefix(&self.prefix).limit(self.limit);
+            if reverse {
+                range = range.reverse();
+            }
+            if let Some(after) = after.take() {
+                range = range.after(after);
+            }
+            let found = store.range_json::<T>(range).await.map_err(internal)?;
+            let count = found.entries.len();
+            for (at, (key, record)) in found.entries.into_iter().enumerate() {
+                picked.extend(pick(&key, record.value));
+                let more = found.more || at + 1 < count;
+                if picked.len() == self.limit {
+                    return Ok((picked, more.then(|| self.token(&key))));
+                }
+                after = Some(key);
+            }
+            if !found.more {
+                return Ok((picked, None));
+            }
+        }
     }
 
     /// The token for the page after `last`.

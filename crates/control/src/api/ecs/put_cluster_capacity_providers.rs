@@ -18,8 +18,8 @@ pub async fn handle(
     let providers = capacity_strategy::checked_providers(&input.capacity_providers)?;
     let strategy = capacity_strategy::checked(&input.default_capacity_provider_strategy, &providers)?;
     let scope = caller.scope();
-    let used = task_records::providers_in_use(ecs, &scope, &name).await?;
-    let cluster = records::update(ecs, &scope.cluster(&name), |cluster: &mut Cluster| {
+    let used = task_records::providers_in_use(&ecs.store, &scope, &name).await?;
+    let cluster = records::update(&ecs.store, &scope.cluster(&name), |cluster: &mut Cluster| {
         if cluster.status == ClusterStatus::Inactive {
             return Err(cluster_inactive());
         }

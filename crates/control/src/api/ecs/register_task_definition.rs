@@ -35,7 +35,7 @@ pub async fn handle(
     let scope = caller.scope();
     let counter = scope.family(&family);
     for _ in 0..records::ATTEMPTS {
-        let (mut next, txn) = match records::load::<Family>(ecs, &counter).await? {
+        let (mut next, txn) = match records::load::<Family>(&ecs.store, &counter).await? {
             Some(found) => (found.value, Txn::new().expect_revision(&counter, found.revision)),
             None => (Family::default(), Txn::new().expect_absent(&counter)),
         };
@@ -43,7 +43,7 @@ pub async fn handle(
         definition.revision = next.last;
         let key = scope.definition(&family, definition.revision);
         let txn = txn.expect_absent(&key).put_json(&counter, &next).put_json(&key, &definition);
-        if records::commit(ecs, txn).await? == Outcome::Committed {
+        if records::commit(&ecs.store, txn).await? == Outcome::Committed {
             return Ok(RegisterTaskDefinitionResponse {
                 task_definition: Some(definition_records::view(caller, &definition)?),
                 tags: given_tags.map(|_| tags::to_wire(&definition.tags)),

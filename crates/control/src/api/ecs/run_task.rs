@@ -42,7 +42,7 @@ pub async fn handle(ecs: &Ecs, caller: &Caller, input: RunTaskRequest) -> Result
         let now = ecs.clock.now();
         if let Some((token, digest)) = &request {
             let key = caller.scope().client_token(&cluster, token);
-            match records::load::<Record>(ecs, &key).await? {
+            match records::load::<Record>(&ecs.store, &key).await? {
                 Some(found) if !found.value.expired(now) => {
                     return repeated(ecs, caller, &cluster, digest, &found.value).await;
                 }
@@ -65,7 +65,7 @@ pub async fn handle(ecs: &Ecs, caller: &Caller, input: RunTaskRequest) -> Result
             };
             txn = txn.put_json(caller.scope().client_token(&cluster, token), &record);
         }
-        if records::commit(ecs, txn).await? == Outcome::Committed {
+        if records::commit(&ecs.store, txn).await? == Outcome::Committed {
             ecs.wake.notify_one();
             let records =
                 tasks.into_iter().map(|task| TaskRecords { task, assignment: None, observation: None });
@@ -97,7 +97,7 @@ async fn repeated(
     }
     let mut tasks = Vec::new();
     for task in &record.tasks {
-        tasks.extend(task_records::load(ecs, &caller.scope().task(cluster, task)).await?);
+        tasks.extend(task_records::load(&ecs.store, &caller.scope().task(cluster, task)).await?);
     }
     answer(ecs, tasks.into_iter())
 }

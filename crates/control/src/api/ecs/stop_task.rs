@@ -25,8 +25,8 @@ pub async fn handle(ecs: &Ecs, caller: &Caller, input: StopTaskRequest) -> Resul
     }
     let path = caller.scope().task(&cluster, &id);
     for _ in 0..records::ATTEMPTS {
-        let found = records::load::<Task>(ecs, &path.intent()).await?.ok_or_else(task_not_found)?;
-        let mut known = task_records::complete(ecs, &path, found.value).await?;
+        let found = records::load::<Task>(&ecs.store, &path.intent()).await?.ok_or_else(task_not_found)?;
+        let mut known = task_records::complete(&ecs.store, &path, found.value).await?;
         if known.task.desired == DesiredStatus::Running && known.status() != TaskStatus::Stopped {
             known.task.desired = DesiredStatus::Stopped;
             known.task.stop = Some(StopRequest {
@@ -37,7 +37,7 @@ pub async fn handle(ecs: &Ecs, caller: &Caller, input: StopTaskRequest) -> Resul
                 .expect_revision(path.intent(), found.revision)
                 .put_json(path.intent(), &known.task)
                 .put(path.pending(), "");
-            if records::commit(ecs, txn).await? == Outcome::Conflict {
+            if records::commit(&ecs.store, txn).await? == Outcome::Conflict {
                 continue;
             }
             ecs.wake.notify_one();

@@ -3,86 +3,56 @@
 use std::collections::HashSet;
 
 use aws_api::Error;
-use model::TaskStatus;
 use model::definition::{DefinitionStatus, TaskDefinition};
+use model::{TaskStatus, Timestamp};
 use serde::Deserialize;
-use store::{Range, Txn};
+use store::{Store, Txn};
 
 use super::client_token::Record;
 use super::definition_records::Family;
-use super::errors::internal;
-use super::{Ecs, records, task_records};
+use super::{records, task_records};
 use crate::keys::{CLIENT_TOKENS, DEFINITIONS, FAMILIES, TASKS, TaskPath};
 
-/// How many records are read at once.
-const BATCH: usize = 500;
-
 /// Removes task definitions in DELETE_IN_PROGRESS that no task runs any more, and client tokens past
-/// their 24 hours. Takes no input and may be repeated at any time.
-pub async fn sweep(ecs: &Ecs) -> Result<(), Error> {
-    sweep_tokens(ecs).await?;
-    sweep_definitions(ecs).await
+/// their 24 hours, of all accounts. May be repeated at any time.
+///
+/// # Errors
+/// ServerException when the store fails, which is logged.
+pub async fn sweep(store: &Store, now: Timestamp) -> Result<(), Error> {
+    sweep_tokens(store, now).await?;
+    sweep_definitions(store).await
 }
 
-async fn sweep_tokens(ecs: &Ecs) -> Result<(), Error> {
-    let now = ecs.clock.now();
-    let mut after: Option<String> = None;
-    loop {
-        let mut range = Range::prefix(CLIENT_TOKENS).limit(BATCH);
-        if let Some(after) = &after {
-            range = range.after(after);
-        }
-        let found = ecs.store.range_json::<Record>(range).await.map_err(internal)?;
-        for (key, record) in found.entries {
-            if record.value.expired(now) {
-                let txn = Txn::new().expect_revision(&key, record.revision).delete(&key);
-                // A conflict is a token in use again.
-                records::commit(ecs, txn).await?;
-            }
-            after = Some(key);
-        }
-        if !found.more {
-            return Ok(());
+async fn sweep_tokens(store: &Store, now: Timestamp) -> Result<(), Error> {
+    for (key, record) in records::all::<Record>(store, CLIENT_TOKENS).await? {
+        if record.value.expired(now) {
+            // A conflict is a token in use again.
+            records::commit(store, Txn::new().expect_revision(&key, record.revision).delete(&key)).await?;
         }
     }
+    Ok(())
 }
 
-async fn sweep_definitions(ecs: &Ecs) -> Result<(), Error> {
+async fn sweep_definitions(store: &Store) -> Result<(), Error> {
     /// The part of a definition that is looked at.
     #[derive(Deserialize)]
     struct Listed {
         status: DefinitionStatus,
     }
-    let mut doomed = Vec::new();
-    let mut after: Option<String> = None;
-    loop {
-        let mut range = Range::prefix(DEFINITIONS).limit(BATCH);
-        if let Some(after) = &after {
-            range = range.after(after);
-        }
-        let found = ecs.store.range_json::<Listed>(range).await.map_err(internal)?;
-        for (key, listed) in found.entries {
-            if listed.value.status == DefinitionStatus::DeleteInProgress {
-                doomed.push(key.clone());
-            }
-            after = Some(key);
-        }
-        if !found.more {
-            break;
-        }
-    }
+    let mut doomed = records::all::<Listed>(store, DEFINITIONS).await?;
+    doomed.retain(|(_, listed)| listed.value.status == DefinitionStatus::DeleteInProgress);
     if doomed.is_empty() {
         return Ok(());
     }
-    let used = used_definitions(ecs).await?;
-    for key in doomed.iter().filter(|key| !used.contains(*key)) {
-        remove(ecs, key).await?;
+    let used = used_definitions(store).await?;
+    for (key, _) in doomed.iter().filter(|(key, _)| !used.contains(key)) {
+        remove(store, key).await?;
     }
     Ok(())
 }
 
 /// The keys of the definitions that tasks which have not stopped were started from.
-async fn used_definitions(ecs: &Ecs) -> Result<HashSet<String>, Error> {
+async fn used_definitions(store: &Store) -> Result<HashSet<String>, Error> {
     /// The part of an intent that is looked at.
     #[derive(Deserialize)]
     struct Intent {
@@ -94,40 +64,34 @@ async fn used_definitions(ecs: &Ecs) -> Result<HashSet<String>, Error> {
         revision: u32,
     }
     let mut used = HashSet::new();
-    let mut after: Option<String> = None;
-    loop {
-        let mut range = Range::prefix(TASKS).limit(BATCH);
-        if let Some(after) = &after {
-            range = range.after(after);
+    for (key, intent) in records::all::<Intent>(store, TASKS).await? {
+        let Spec { family, revision } = intent.value.spec;
+        let Some(path) = TaskPath::of_key(TASKS, &key) else { continue };
+        let Some(scope) = path.scope() else { continue };
+        let definition = scope.definition(&family, revision);
+        if used.contains(&definition) {
+            continue;
         }
-        let found = ecs.store.range_json::<Intent>(range).await.map_err(internal)?;
-        for (key, intent) in found.entries {
-            let Spec { family, revision } = intent.value.spec;
-            if let Some(path) = TaskPath::of_key(TASKS, &key) {
-                let definition = path.scope().map(|scope| scope.definition(&family, revision));
-                let stopped =
-                    task_records::load(ecs, &path).await?.is_none_or(|t| t.status() == TaskStatus::Stopped);
-                used.extend(definition.filter(|_| !stopped));
-            }
-            after = Some(key);
-        }
-        if !found.more {
-            return Ok(used);
+        let stopped =
+            task_records::load(store, &path).await?.is_none_or(|t| t.status() == TaskStatus::Stopped);
+        if !stopped {
+            used.insert(definition);
         }
     }
+    Ok(used)
 }
 
 /// Removes one definition and counts it out of its family, whose counter stays.
-async fn remove(ecs: &Ecs, key: &str) -> Result<(), Error> {
+async fn remove(store: &Store, key: &str) -> Result<(), Error> {
     for _ in 0..records::ATTEMPTS {
-        let Some(definition) = records::load::<TaskDefinition>(ecs, key).await? else { return Ok(()) };
+        let Some(definition) = records::load::<TaskDefinition>(store, key).await? else { return Ok(()) };
         let Some(counter) = family_key(key) else { return Ok(()) };
         let mut txn = Txn::new().expect_revision(key, definition.revision).delete(key);
-        if let Some(family) = records::load::<Family>(ecs, &counter).await? {
+        if let Some(family) = records::load::<Family>(store, &counter).await? {
             let counts = Family { existing: family.value.existing.saturating_sub(1), ..family.value };
             txn = txn.expect_revision(&counter, family.revision).put_json(&counter, &counts);
         }
-        if records::commit(ecs, txn).await? == records::Outcome::Committed {
+        if records::commit(store, txn).await? == records::Outcome::Committed {
             return Ok(());
         }
     }

@@ -49,15 +49,16 @@ fn target(caller: &Caller, text: &str) -> Result<Target, Error> {
 pub(super) async fn tags(ecs: &Ecs, caller: &Caller, arn: &str) -> Result<Tags, Error> {
     match target(caller, arn)? {
         Target::Cluster(key) => {
-            let cluster = records::load::<Cluster>(ecs, &key).await?.ok_or_else(cluster_not_found)?;
+            let cluster = records::load::<Cluster>(&ecs.store, &key).await?.ok_or_else(cluster_not_found)?;
             Ok(cluster.value.tags)
         }
         Target::Definition(key) => {
-            let found = records::load::<TaskDefinition>(ecs, &key).await?.ok_or_else(definition_not_found)?;
+            let found =
+                records::load::<TaskDefinition>(&ecs.store, &key).await?.ok_or_else(definition_not_found)?;
             Ok(found.value.tags)
         }
         Target::Task(key) => {
-            Ok(records::load::<Task>(ecs, &key).await?.ok_or_else(task_not_found)?.value.tags)
+            Ok(records::load::<Task>(&ecs.store, &key).await?.ok_or_else(task_not_found)?.value.tags)
         }
     }
 }
@@ -73,15 +74,15 @@ where
                 ClusterStatus::Active => change(&mut cluster.tags),
                 ClusterStatus::Inactive => Err(cluster_inactive()),
             };
-            records::update(ecs, &key, change).await?.ok_or_else(cluster_not_found)?;
+            records::update(&ecs.store, &key, change).await?.ok_or_else(cluster_not_found)?;
         }
         Target::Definition(key) => {
             let change = |definition: &mut TaskDefinition| change(&mut definition.tags);
-            records::update(ecs, &key, change).await?.ok_or_else(definition_not_found)?;
+            records::update(&ecs.store, &key, change).await?.ok_or_else(definition_not_found)?;
         }
         Target::Task(key) => {
             let change = |task: &mut Task| change(&mut task.tags);
-            records::update(ecs, &key, change).await?.ok_or_else(task_not_found)?;
+            records::update(&ecs.store, &key, change).await?.ok_or_else(task_not_found)?;
         }
     }
     Ok(())

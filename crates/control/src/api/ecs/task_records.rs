@@ -9,10 +9,9 @@ use model::status::{DesiredStatus, StopCause};
 use model::task::Task;
 use model::{ClusterName, TaskStatus, Timestamp};
 use serde::Deserialize;
-use store::Range;
+use store::Store;
 
-use super::errors::internal;
-use super::{Ecs, records};
+use super::records;
 use crate::keys::{Scope, TaskPath};
 
 /// What is known of a task.
@@ -76,21 +75,21 @@ impl TaskRecords {
 }
 
 /// What is known of the task at `path`; `None` without an intent.
-pub(super) async fn load(ecs: &Ecs, path: &TaskPath) -> Result<Option<TaskRecords>, Error> {
-    let Some(task) = records::load::<Task>(ecs, &path.intent()).await? else { return Ok(None) };
-    complete(ecs, path, task.value).await.map(Some)
+pub(super) async fn load(store: &Store, path: &TaskPath) -> Result<Option<TaskRecords>, Error> {
+    let Some(task) = records::load::<Task>(store, &path.intent()).await? else { return Ok(None) };
+    complete(store, path, task.value).await.map(Some)
 }
 
 /// Adds to an intent what reconciler and hosts wrote.
-pub(super) async fn complete(ecs: &Ecs, path: &TaskPath, task: Task) -> Result<TaskRecords, Error> {
-    let assignment = records::load(ecs, &path.assignment()).await?.map(|found| found.value);
-    let observation = records::load(ecs, &path.observation()).await?.map(|found| found.value);
+pub(super) async fn complete(store: &Store, path: &TaskPath, task: Task) -> Result<TaskRecords, Error> {
+    let assignment = records::load(store, &path.assignment()).await?.map(|found| found.value);
+    let observation = records::load(store, &path.observation()).await?.map(|found| found.value);
     Ok(TaskRecords { task, assignment, observation })
 }
 
 /// The capacity providers that a cluster's tasks came by and that have not stopped.
 pub(super) async fn providers_in_use(
-    ecs: &Ecs,
+    store: &Store,
     scope: &Scope,
     cluster: &ClusterName,
 ) -> Result<HashSet<String>, Error> {
@@ -99,15 +98,13 @@ pub(super) async fn providers_in_use(
     struct Provider {
         capacity_provider: Option<String>,
     }
-    let range = Range::prefix(scope.cluster_tasks(cluster));
-    let found = ecs.store.range_json::<Provider>(range).await.map_err(internal)?;
     let mut used = HashSet::new();
-    for (key, intent) in found.entries {
+    for (key, intent) in records::all::<Provider>(store, &scope.cluster_tasks(cluster)).await? {
         let Some(provider) = intent.value.capacity_provider.filter(|name| !used.contains(name)) else {
             continue;
         };
         let Some(path) = TaskPath::of_key(crate::keys::TASKS, &key) else { continue };
-        let stopped = load(ecs, &path).await?.is_none_or(|task| task.status() == TaskStatus::Stopped);
+        let stopped = load(store, &path).await?.is_none_or(|task| task.status() == TaskStatus::Stopped);
         if !stopped {
             used.insert(provider);
         }

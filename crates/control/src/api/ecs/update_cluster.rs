@@ -20,7 +20,7 @@ pub async fn handle(
     let connect =
         input.service_connect_defaults.as_ref().map(cluster_settings::checked_service_connect).transpose()?;
     let scope = caller.scope();
-    let cluster = records::update(ecs, &scope.cluster(&name), |cluster: &mut Cluster| {
+    let cluster = records::update(&ecs.store, &scope.cluster(&name), |cluster: &mut Cluster| {
         if cluster.status == ClusterStatus::Inactive {
             return Err(cluster_inactive());
         }

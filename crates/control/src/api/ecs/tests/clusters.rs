@@ -84,8 +84,6 @@ async fn a_cluster_without_a_name_is_default() {
     let described = call!(f, describe_clusters, json!({})).unwrap().clusters.unwrap();
     assert_eq!(described[0].capacity_providers.as_ref().unwrap().len(), 2);
     call!(f, delete_cluster, json!({ "cluster": "default" })).unwrap();
-    // What its user deleted does not come back by itself.
-    super::super::ensure_default_cluster(&f.ecs, &f.caller.account, &f.caller.region).await.unwrap();
     assert_eq!(call!(f, list_clusters, json!({})).unwrap().cluster_arns.unwrap().len(), 0);
     assert_error(
         call!(f, create_cluster, json!({ "clusterName": "no spaces" })),

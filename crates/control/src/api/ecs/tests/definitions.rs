@@ -138,11 +138,11 @@ async fn deleted_revisions_go_when_unused_and_their_numbers_never_return() {
         2
     );
 
-    super::super::sweep(&f.ecs).await.unwrap();
+    super::sweep(&f).await;
     let left = call!(f, list_task_definitions, listed.clone()).unwrap().task_definition_arns.unwrap();
     assert_eq!(left, [format!("{ARN}web:2")], "a task still runs revision 2");
     super::tasks::refuse(&f, task[0].task_arn.as_deref().unwrap()).await;
-    super::super::sweep(&f.ecs).await.unwrap();
+    super::sweep(&f).await;
     assert_eq!(call!(f, list_task_definitions, listed).unwrap().task_definition_arns.unwrap().len(), 0);
     assert_error(
         call!(f, describe_task_definition, json!({ "taskDefinition": "web:3" })),
@@ -152,7 +152,7 @@ async fn deleted_revisions_go_when_unused_and_their_numbers_never_return() {
     // All gone: the family is no more listed, and goes on counting.
     call!(f, deregister_task_definition, json!({ "taskDefinition": "web:1" })).unwrap();
     call!(f, delete_task_definitions, json!({ "taskDefinitions": ["web:1"] })).unwrap();
-    super::super::sweep(&f.ecs).await.unwrap();
+    super::sweep(&f).await;
     let families = call!(f, list_task_definition_families, json!({})).unwrap().families.unwrap();
     assert_eq!(families, Vec::<String>::new());
     let next = call!(f, register_task_definition, definition(json!({}))).unwrap().task_definition.unwrap();

@@ -2,6 +2,7 @@
 
 mod clusters;
 mod definitions;
+mod dispatch;
 mod rules;
 mod settings_and_tags;
 mod tasks;
@@ -58,8 +59,14 @@ pub(super) async fn fixture() -> Fixture {
         default_security_group: SecurityGroupId::parse(GROUP).unwrap(),
     };
     let caller = caller();
-    super::ensure_default_cluster(&ecs, &caller.account, &caller.region).await.unwrap();
+    crate::first_start::create_cluster(&ecs.store, &caller.account, &caller.region, ecs.clock.now())
+        .await
+        .unwrap();
     Fixture { ecs, caller, _directory: directory }
+}
+
+pub(super) async fn sweep(fixture: &Fixture) {
+    super::sweep(&fixture.ecs.store, fixture.ecs.clock.now()).await.unwrap();
 }
 
 /// Calls an operation's handler with its input as JSON.
