@@ -66,9 +66,17 @@ impl Client {
 
     async fn send(&self, request: http::Request<Bytes>) -> anyhow::Result<(http::StatusCode, Bytes)> {
         let request = reqwest::Request::try_from(request).context("cannot make the request")?;
-        let response = self.http.execute(request).await.with_context(|| {
-            format!("no Coracle answers at {} (its process was {})", self.server.url, self.server.pid)
-        })?;
+        let (url, pid) = (&self.server.url, self.server.pid);
+        let response = match self.http.execute(request).await {
+            Err(error) if error.is_connect() => {
+                bail!(
+                    "no Coracle answers at {url}: its process, {pid}, is gone; start it again with `coracle up`"
+                )
+            }
+            response => {
+                response.with_context(|| format!("the Coracle at {url} (process {pid}) does not answer"))?
+            }
+        };
         let status = response.status();
         let body = response.bytes().await.context("the server's answer broke off")?;
         Ok((status, body))
