@@ -23,6 +23,9 @@ use tokio::sync::watch;
 use crate::state_dir::{Endpoint, StateDir};
 use crate::supervisor_binary;
 
+/// How long what an ephemeral server leaves in its control groups may take to be gone.
+const LEFT_OVER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
 #[derive(Clone, Debug, clap::Args)]
 pub struct UpArgs {
     /// Address and port of the AWS endpoint and the registry.
@@ -187,6 +190,7 @@ async fn serve(state_dir: &Path, args: UpArgs) -> anyhow::Result<()> {
     let _ = tokio::time::timeout(std::time::Duration::from_secs(2), server).await;
     host.slots.close().await.context("waiting sandboxes cannot be removed")?;
     if args.ephemeral {
+        host.cgroups.teardown(LEFT_OVER_TIMEOUT).context("the control groups cannot be removed")?;
         network.teardown().await.context("the network cannot be removed")?;
         std::fs::remove_dir_all(state.path())
             .with_context(|| format!("cannot remove {}", state.path().display()))?;
