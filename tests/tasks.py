@@ -122,7 +122,7 @@ class Tasks:
         task = self.wait(arn, "STOPPED", timeout)
         return Ended(task, {c["name"]: self.log(arn, c["name"]) for c in task["containers"]})
 
-    def run_to_end(self, *containers, timeout=60, run=None, **definition):
+    def run_to_end(self, *containers, timeout=30, run=None, **definition):
         """Registers a definition, runs it once, and waits for its end. A string is the script of a
         container."""
         made = [self.container(c) if isinstance(c, str) else c for c in containers]

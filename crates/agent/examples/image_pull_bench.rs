@@ -128,7 +128,7 @@ fn time(command: &mut Command) -> Option<Duration> {
 /// A Docker daemon of its own, with nothing of the host's.
 struct Docker {
     daemon: Child,
-    root: tempfile::TempDir,
+    root: support::Scratch,
 }
 
 impl Docker {

@@ -12,13 +12,14 @@
 //!
 //! **Layers.** A layer is unpacked in `tmp`, verified, given its `layer.json`, and renamed into `layers`: after a kill a
 //! layer in `layers` is complete, since the page cache outlives the process. It does not outlive the machine, and waiting
-//! for the disk would cost a pull more than all the rest. So `layer.json` first says "not synced, written in boot B";
-//! [`Disk::sync`], run in the background, calls `syncfs` and then, durably, says "synced". Open takes a layer that is
-//! synced or of this very boot, and removes all others: they were caught by a power loss.
+//! for the disk would cost a pull more than all the rest. So `layer.json` first says "not synced, written in boot B"; the
+//! store's upkeep, in the background, calls `syncfs`, then writes "synced", then calls `syncfs` again. Open takes a layer
+//! that is synced or of this very boot, and removes all others: they were caught by a power loss.
 //!
-//! **Records** (manifests, refs) are replaced atomically and made durable with the layers they name. One that cannot be
-//! read, or that names a layer that is gone, is dropped: that costs a pull, never a wrong image. **Leases** need no
-//! durability at all: after a power loss no task runs that could hold one.
+//! **Records** (manifests, refs) are replaced atomically, and made durable by the same `syncfs`; an fsync of each would
+//! have the file system's journal wait for the layers' data. One that cannot be read, or that names a layer that is gone,
+//! is dropped: that costs a pull, never a wrong image. **Leases** need no durability at all: after a power loss no task
+//! runs that could hold one.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -188,14 +189,21 @@ impl Disk {
     ) -> io::Result<LayerRecord> {
         let record = LayerRecord { diff_id, bytes, disk_bytes, synced: false, boot: self.0.boot.clone() };
         fs::write(staging.path.join("layer.json"), serde_json::to_vec(&record)?)?;
-        match fs::rename(&staging.path, self.layer(diff_id)) {
-            Ok(()) => staging.published = true,
-            // Another download of the same content was first; `staging` goes away when dropped.
+        let target = self.layer(diff_id);
+        match fs::rename(&staging.path, &target) {
             Err(error)
-                if error.kind() == io::ErrorKind::DirectoryNotEmpty
-                    || error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error),
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists
+                ) =>
+            {
+                // Not in the index, so of unknown worth; this one is verified.
+                self.discard(&target)?;
+                fs::rename(&staging.path, &target)?;
+            }
+            other => other?,
         }
+        staging.published = true;
         Ok(record)
     }
 
@@ -225,22 +233,16 @@ impl Disk {
         (named_right && trusted && present).then_some((record, written))
     }
 
-    /// Makes everything written so far durable, then marks these layers as such. Blocks for as long as the disk takes.
-    pub(crate) fn sync(&self, layers: &[LayerRecord]) -> io::Result<()> {
-        rustix::fs::syncfs(&self.0.root_fd)?;
-        for layer in layers {
-            let directory = self.layer(layer.diff_id);
-            // Evicted since.
-            if !directory.exists() {
-                continue;
-            }
-            let record = LayerRecord { synced: true, ..layer.clone() };
-            match self.replace(&directory.join("layer.json"), &serde_json::to_vec(&record)?, true) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                other => other?,
-            }
-        }
-        Ok(())
+    /// Makes everything written so far durable. Blocks for as long as the disk takes.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(&self.0.root_fd)?)
+    }
+
+    /// Marks a layer whose files are durable as such; the mark itself is after the next [`Self::sync`].
+    pub(crate) fn mark_synced(&self, layer: &LayerRecord) -> io::Result<LayerRecord> {
+        let record = LayerRecord { synced: true, ..layer.clone() };
+        self.replace(&self.layer(layer.diff_id).join("layer.json"), &serde_json::to_vec(&record)?)?;
+        Ok(record)
     }
 
     /// Takes a layer out of sight, atomically. Gives what [`Self::delete`] then removes.
@@ -266,15 +268,9 @@ impl Disk {
         }
     }
 
-    /// Writes a record, atomically. Durable only when `durable`, or after the next [`Self::sync`].
-    pub(crate) fn put<T: Serialize>(
-        &self,
-        kind: Records,
-        key: &str,
-        record: &T,
-        durable: bool,
-    ) -> io::Result<()> {
-        self.replace(&self.record(kind, key), &serde_json::to_vec(record)?, durable)
+    /// Writes a record, atomically. Durable after the next [`Self::sync`].
+    pub(crate) fn put<T: Serialize>(&self, kind: Records, key: &str, record: &T) -> io::Result<()> {
+        self.replace(&self.record(kind, key), &serde_json::to_vec(record)?)
     }
 
     /// Removes a record, if there is one.
@@ -324,19 +320,15 @@ impl Disk {
         self.0.root.join(kind.directory()).join(format!("{key}.json"))
     }
 
-    fn replace(&self, path: &Path, content: &[u8], durable: bool) -> io::Result<()> {
+    fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let scratch = self.scratch();
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&scratch)?;
-        let written = file.write_all(content).and_then(|()| if durable { file.sync_all() } else { Ok(()) });
-        if let Err(error) = written.and_then(|()| fs::rename(&scratch, path)) {
+        let replaced = file.write_all(content).and_then(|()| fs::rename(&scratch, path));
+        if replaced.is_err() {
             // Not worth an error of its own: open empties `tmp`.
             let _ = fs::remove_file(&scratch);
-            return Err(error);
         }
-        match path.parent() {
-            Some(parent) if durable => File::open(parent)?.sync_all(),
-            _ => Ok(()),
-        }
+        replaced
     }
 }
 

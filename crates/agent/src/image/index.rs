@@ -13,6 +13,11 @@ use super::digest::Digest;
 use super::disk::LayerRecord;
 use super::manifest::Platform;
 
+/// The most that configs of all images take in memory, in bytes. Not a matter of disk: an image without layers costs none.
+const CONFIGS_MAX: u64 = 256 << 20;
+/// The most references that are kept.
+const REFS_MAX: usize = 100_000;
+
 /// `manifests/<digest>.json`: an image, apart from the names it has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ImageRecord {
@@ -24,6 +29,8 @@ pub(crate) struct ImageRecord {
     pub(crate) diff_ids: Vec<Digest>,
     /// Sum of the layers' compressed sizes.
     pub(crate) compressed_bytes: u64,
+    /// Size of the config document, which is what the record costs in memory.
+    pub(crate) config_bytes: u64,
     pub(crate) config: ImageConfig,
 }
 
@@ -80,10 +87,15 @@ pub(crate) struct Index {
     pub(crate) images: HashMap<Digest, Arc<ImageRecord>>,
     pub(crate) refs: HashMap<RefName, Ref>,
     pub(crate) leases: HashMap<String, LeaseRecord>,
+    /// Whether records were written since the last sync.
+    pub(crate) unsynced_records: bool,
+    last_serial: u64,
 }
 
 pub(crate) struct Layer {
     pub(crate) record: LayerRecord,
+    /// Tells a layer from one of the same content that was here before and went.
+    pub(crate) serial: u64,
     pub(crate) written: SystemTime,
 }
 
@@ -104,6 +116,17 @@ impl Index {
     /// Estimate of the disk space used, in bytes.
     pub(crate) fn disk_bytes(&self) -> u64 {
         self.layers.values().map(|layer| layer.record.disk_bytes).sum()
+    }
+
+    /// Whether images take more disk than `budget` bytes, or more memory than they may.
+    pub(crate) fn is_over(&self, budget: u64) -> bool {
+        let configs: u64 = self.images.values().map(|image| image.config_bytes).sum();
+        self.disk_bytes() > budget || configs > CONFIGS_MAX || self.refs.len() > REFS_MAX
+    }
+
+    pub(crate) fn insert_layer(&mut self, record: LayerRecord, written: SystemTime) {
+        self.last_serial += 1;
+        self.layers.insert(record.diff_id, Layer { record, serial: self.last_serial, written });
     }
 
     /// The image that `name` led to, when all of it is here.
@@ -192,5 +215,140 @@ impl Drop for Pinned {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn digest(name: &str) -> Digest {
+        Digest::of(name.as_bytes())
+    }
+
+    fn add_layer(index: &mut Index, name: &str, age: u64) {
+        let record = LayerRecord {
+            diff_id: digest(name),
+            bytes: 1,
+            disk_bytes: 10,
+            synced: true,
+            boot: String::new(),
+        };
+        index.insert_layer(record, SystemTime::UNIX_EPOCH + Duration::from_secs(age));
+    }
+
+    fn add_image(index: &mut Index, name: &str, layers: &[&str], config_bytes: u64) {
+        let record = ImageRecord {
+            manifest_digest: digest(name),
+            config_digest: digest(name),
+            platform: Platform::LinuxAmd64,
+            diff_ids: layers.iter().map(|l| digest(l)).collect(),
+            compressed_bytes: 1,
+            config_bytes,
+            config: ImageConfig::default(),
+        };
+        index.images.insert(digest(name), Arc::new(record));
+    }
+
+    fn name(reference: &str) -> RefName {
+        let platform = Platform::LinuxAmd64;
+        RefName { scope: String::new(), reference: reference.to_owned(), endpoint: None, platform }
+    }
+
+    fn add_ref(index: &mut Index, reference: &str, image: &str, used: u64) {
+        let record =
+            RefRecord { name: name(reference), target_digest: digest(image), manifest_digest: digest(image) };
+        let used = SystemTime::UNIX_EPOCH + Duration::from_secs(used);
+        index.refs.insert(name(reference), Ref { record, used });
+    }
+
+    /// Evicts all that can go, in order.
+    fn evictions(index: &mut Index, pins: &Pins) -> Vec<Eviction> {
+        let mut order = Vec::new();
+        while let Some(eviction) = index.next_eviction(pins) {
+            match &eviction {
+                Eviction::Layer(id) => drop(index.layers.remove(id)),
+                Eviction::Image(id) => drop(index.images.remove(id)),
+                Eviction::Ref(name) => drop(index.refs.remove(name)),
+            }
+            order.push(eviction);
+        }
+        order
+    }
+
+    #[test]
+    fn evicts_orphans_then_the_nameless_then_the_coldest() {
+        let mut index = Index::default();
+        for (layer, age) in [("base", 1), ("a", 2), ("b", 3), ("old", 4), ("orphan2", 6), ("orphan1", 5)] {
+            add_layer(&mut index, layer, age);
+        }
+        add_image(&mut index, "A", &["base", "a"], 0);
+        add_image(&mut index, "B", &["base", "b"], 0);
+        add_image(&mut index, "nameless", &["old"], 0);
+        add_ref(&mut index, "a", "A", 100);
+        add_ref(&mut index, "b", "B", 50);
+        let expected = vec![
+            Eviction::Layer(digest("orphan1")),
+            Eviction::Layer(digest("orphan2")),
+            Eviction::Image(digest("nameless")),
+            Eviction::Layer(digest("old")),
+            Eviction::Ref(name("b")),
+            Eviction::Image(digest("B")),
+            Eviction::Layer(digest("b")),
+            Eviction::Ref(name("a")),
+            Eviction::Image(digest("A")),
+        ];
+        let order = evictions(&mut index, &Pins::default());
+        assert_eq!(order[..expected.len()], expected);
+        assert!(index.layers.is_empty());
+    }
+
+    #[test]
+    fn leases_and_pins_hold() {
+        let mut index = Index::default();
+        for layer in ["base", "a", "b", "orphan"] {
+            add_layer(&mut index, layer, 1);
+        }
+        add_image(&mut index, "A", &["base", "a"], 0);
+        add_image(&mut index, "B", &["base", "b"], 0);
+        add_ref(&mut index, "b", "B", 1);
+        // A has lost its name, but a task runs on it.
+        let leased = LeasedImage { reference: "a".to_owned(), manifest_digest: digest("A") };
+        index
+            .leases
+            .insert("task".to_owned(), LeaseRecord { owner: "task".to_owned(), images: vec![leased] });
+        let pins = Pins::default();
+        let pinned = pins.hold([digest("base"), digest("b"), digest("orphan"), digest("orphan")]);
+        assert!(evictions(&mut index, &pins).is_empty());
+        drop(pinned);
+        evictions(&mut index, &pins);
+        assert_eq!(index.images.keys().collect::<Vec<_>>(), [&digest("A")]);
+        assert!(index.complete(digest("A")).is_some() && index.layers.len() == 2);
+    }
+
+    #[test]
+    fn memory_is_bounded_as_disk_is() {
+        let mut index = Index::default();
+        assert!(!index.is_over(0));
+        for number in 0..65 {
+            add_image(&mut index, &number.to_string(), &[], 4 << 20);
+        }
+        assert!(index.is_over(u64::MAX), "260 MiB of configs");
+        add_layer(&mut index, "a", 1);
+        index.images.clear();
+        assert!(index.is_over(9) && !index.is_over(10));
+    }
+
+    #[test]
+    fn names_are_told_apart() {
+        let base = name("r");
+        let others = [
+            RefName { scope: "r".into(), reference: String::new(), ..base.clone() },
+            RefName { endpoint: Some(String::new()), ..base.clone() },
+            RefName { platform: Platform::LinuxArm64, ..base.clone() },
+        ];
+        assert!(others.iter().all(|other| other.key() != base.key()));
     }
 }

@@ -4,10 +4,12 @@
 //! ImageStore::pull
 //!   reference   nginx ─▶ docker.io/library/nginx:latest
 //!   registry    manifest (index ─▶ platform), config; tokens, redirects, retries
-//!   pull        which layers are missing; downloads shared between pulls, resumed when cut
+//!   pull        which layers are missing
+//!   download    layers shared between pulls, resumed when cut
 //!   layer       compressed bytes ─▶ digest ─▶ archive ─▶ diff id ─▶ a directory, every path resolved beneath it
 //!   disk        published by one rename; what survives a kill, and what a power loss
-//!   store       the index in memory; leases; garbage collection by disk budget
+//!   store       the index in memory; leases
+//!   upkeep      garbage collection by disk budget; durability
 //! ```
 //!
 //! Layers are directories by diff id, in overlayfs's own form (whiteouts are 0:0 devices, opaque directories carry
@@ -18,6 +20,7 @@
 mod config;
 mod digest;
 mod disk;
+mod download;
 mod error;
 mod index;
 mod layer;
@@ -26,6 +29,7 @@ mod pull;
 mod reference;
 mod registry;
 mod store;
+mod upkeep;
 
 pub use config::{Healthcheck, ImageConfig};
 pub use digest::{Digest, DigestError};

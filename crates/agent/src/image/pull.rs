@@ -1,19 +1,18 @@
 //! A pull: from a reference to an image in the store.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use futures_util::future::{BoxFuture, FutureExt, Shared, WeakShared};
 use futures_util::stream::{self, StreamExt};
 
 use super::config::{ConfigDocument, ImageConfig};
 use super::digest::Digest;
+use super::download::{backoff, host_failure};
 use super::error::{PullError, PullErrorKind, Stage, printable};
 use super::index::{ImageRecord, RefName};
-use super::layer::{Expected, Feed, LayerFailure, Unpacker};
+use super::layer::Expected;
 use super::manifest::{self, Document, Manifest, Platform};
 use super::reference::Reference;
 use super::registry::{Auth, Registry, RegistryEndpoint, Remote, RequestError};
@@ -25,12 +24,6 @@ const DOCUMENT_ATTEMPTS: u32 = 3;
 const DOCUMENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// The same, when there is a cached image to fall back on: a start should not wait long for a registry that is away.
 const CACHED_TIMEOUT: Duration = Duration::from_secs(5);
-/// A registry that did not answer is not asked again for this long by those who have the image.
-const AWAY: Duration = Duration::from_secs(10);
-/// Attempts in a row for a layer without [`PROGRESS`] bytes between them, and attempts in all.
-const LAYER_ATTEMPTS: u32 = 5;
-const LAYER_ATTEMPTS_TOTAL: u32 = 100;
-const PROGRESS: u64 = 1 << 20;
 /// How often progress is reported.
 const REPORT: Duration = Duration::from_millis(100);
 /// Indexes within indexes that are followed.
@@ -86,29 +79,6 @@ pub struct PullProgress {
     pub bytes_done: u64,
 }
 
-/// Downloads under way, and registries that did not answer.
-#[derive(Default)]
-pub(super) struct Pulls {
-    layers: Mutex<HashMap<LayerKey, Download>>,
-    away: Mutex<HashMap<String, Instant>>,
-}
-
-/// One download serves all who want these bytes from this registry. Not by content alone: a slow or lying registry shall
-/// not hold up pulls from others.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct LayerKey {
-    base: String,
-    expected: Expected,
-}
-
-type LayerResult = Result<(), (PullErrorKind, u32)>;
-
-struct Download {
-    /// Weak, so that a download whose last waiter is gone is gone, too.
-    future: WeakShared<BoxFuture<'static, LayerResult>>,
-    received: Arc<AtomicU64>,
-}
-
 /// What a reference leads to.
 struct Resolved {
     target_digest: Digest,
@@ -118,7 +88,7 @@ struct Resolved {
 
 enum Content {
     Known(Arc<ImageRecord>),
-    New { config_digest: Digest, layers: Vec<Expected>, config: Box<ImageConfig> },
+    New { manifest: Manifest, layers: Vec<Expected>, config: Box<ImageConfig> },
 }
 
 /// A failure before it is known which image it is about.
@@ -197,25 +167,30 @@ impl Inner {
                 // It may have gone before it was pinned.
                 match self.known(record.manifest_digest, record.platform) {
                     Some(record) => (record, pinned),
-                    None => return Err(store_failed("image was removed while it was pulled")),
+                    None => {
+                        let kind = PullErrorKind::Host("image was removed while it was pulled".to_owned());
+                        return Err(Failed { stage: Stage::Store, attempts: 1, kind });
+                    }
                 }
             }
-            Content::New { config_digest, layers, config } => {
+            Content::New { manifest, layers, config } => {
                 let pinned = self.pins.hold(layers.iter().map(|layer| layer.diff_id));
                 self.fetch_layers(&remote, &layers, progress).await?;
                 let record = ImageRecord {
                     manifest_digest: resolved.manifest_digest,
-                    config_digest,
+                    config_digest: manifest.config_digest,
                     platform: request.platform,
                     diff_ids: layers.iter().map(|layer| layer.diff_id).collect(),
+                    config_bytes: manifest.config_size,
                     compressed_bytes: layers.iter().map(|layer| layer.size).sum(),
                     config: *config,
                 };
                 (Arc::new(record), pinned)
             }
         };
-        let added =
-            self.add_image(name, resolved.target_digest, &record).map_err(|e| store_failed(e.to_string()))?;
+        let added = self
+            .add_image(name, resolved.target_digest, &record)
+            .map_err(|e| store_failed("store the image", e))?;
         let image = added.ok_or_else(|| Failed {
             stage: Stage::Store,
             attempts: 1,
@@ -284,7 +259,7 @@ impl Inner {
                 Document::Image(manifest) => {
                     let (layers, config) = self.config(remote, reference, &manifest, platform).await?;
                     let config = Box::new(config);
-                    let content = Content::New { config_digest: manifest.config_digest, layers, config };
+                    let content = Content::New { manifest, layers, config };
                     return Ok(Resolved { target_digest, manifest_digest: fetched.digest, content });
                 }
                 Document::Index(index) => {
@@ -398,144 +373,10 @@ impl Inner {
         Ok(())
     }
 
-    /// Joins the download of a layer, or begins it.
-    fn download(
-        self: &Arc<Self>,
-        remote: &Remote,
-        layer: Expected,
-    ) -> (Shared<BoxFuture<'static, LayerResult>>, Arc<AtomicU64>) {
-        let key = LayerKey { base: remote.base().to_owned(), expected: layer };
-        let mut layers = self.pulls.layers.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(download) = layers.get(&key)
-            && let Some(future) = download.future.upgrade()
-            // One that has ended is of no use: if it went well the layer was found, or has gone since.
-            && future.peek().is_none()
-        {
-            return (future, download.received.clone());
-        }
-        layers.retain(|_, download| download.future.upgrade().is_some_and(|future| future.peek().is_none()));
-        let received = Arc::new(AtomicU64::new(0));
-        let (inner, remote, counter) = (self.clone(), remote.clone(), received.clone());
-        let future = async move { inner.fetch_layer(&remote, layer, &counter).await }.boxed().shared();
-        if let Some(weak) = future.downgrade() {
-            layers.insert(key, Download { future: weak, received: received.clone() });
-        }
-        (future, received)
-    }
-
-    /// Downloads, verifies, unpacks and publishes one layer.
-    async fn fetch_layer(&self, remote: &Remote, layer: Expected, received: &AtomicU64) -> LayerResult {
-        if self.has_layer(layer.diff_id) {
-            return Ok(());
-        }
-        let host = |what: &str, error: std::io::Error| match error.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                (PullErrorKind::DiskFull(what.to_owned()), 1)
-            }
-            _ => (PullErrorKind::Host(format!("cannot {what}: {error}")), 1),
-        };
-        let staging = self.disk.stage().map_err(|e| host("make a directory", e))?;
-        let (feed, unpacker) =
-            Unpacker::start(layer, staging, self.limits()).map_err(|e| host("start a thread", e))?;
-        let fed = self.feed(remote, layer, &feed, received).await;
-        let finished = match fed {
-            Ok(attempts) => {
-                // When the pipeline has closed, it says itself why.
-                let _ = feed.end().await;
-                unpacker.finish().await.map_err(|failure| (failure, attempts))
-            }
-            Err((kind, attempts)) => {
-                drop(feed);
-                // For what it leaves behind to be gone.
-                let _ = unpacker.finish().await;
-                return Err((kind, attempts));
-            }
-        };
-        let (unpacked, staging) = finished.map_err(|(failure, attempts)| match failure {
-            LayerFailure::Failed(kind) => (kind, attempts),
-            LayerFailure::Aborted => (PullErrorKind::Host("layer was aborted".to_owned()), attempts),
-        })?;
-        self.add_layer(layer.diff_id, unpacked, staging).map_err(|e| host("publish a layer", e))
-    }
-
-    /// Puts a layer's bytes into its pipeline, asking again from where a response was cut. Gives the attempts it took.
-    async fn feed(
-        &self,
-        remote: &Remote,
-        layer: Expected,
-        feed: &Feed,
-        received: &AtomicU64,
-    ) -> Result<u32, (PullErrorKind, u32)> {
-        let what = || format!("layer {}", layer.digest);
-        let mut offset = 0;
-        let mut attempts = 1;
-        let mut in_row = 1;
-        while offset < layer.size {
-            let began = offset;
-            let interrupted = match self.stream_blob(remote, layer, feed, &mut offset, received).await {
-                Ok(Streamed::Closed) => return Ok(attempts),
-                Ok(Streamed::Ended) if offset == layer.size => break,
-                Ok(Streamed::Ended) => RequestError::NotFound,
-                Err(error) => error,
-            };
-            let truncated =
-                || PullErrorKind::Truncated(format!("{} after {offset} of {} bytes", what(), layer.size));
-            let (kind, wait) = match interrupted {
-                RequestError::Final(kind) => return Err((kind, attempts)),
-                RequestError::NotFound if began == offset => {
-                    return Err((PullErrorKind::NotFound(what()), attempts));
-                }
-                RequestError::NotFound => (truncated(), None),
-                RequestError::Transient { what, retry_after } => {
-                    (PullErrorKind::Unreachable(what), retry_after)
-                }
-            };
-            if offset - began >= PROGRESS {
-                in_row = 0;
-            }
-            if in_row >= LAYER_ATTEMPTS || attempts >= LAYER_ATTEMPTS_TOTAL {
-                return Err((kind, attempts));
-            }
-            tracing::debug!(layer = %layer.digest, offset, attempts, "layer download was cut; resuming");
-            tokio::time::sleep(wait.unwrap_or_else(|| backoff(in_row.max(1)))).await;
-            in_row += 1;
-            attempts += 1;
-        }
-        Ok(attempts)
-    }
-
-    async fn stream_blob(
-        &self,
-        remote: &Remote,
-        layer: Expected,
-        feed: &Feed,
-        offset: &mut u64,
-        received: &AtomicU64,
-    ) -> Result<Streamed, RequestError> {
-        let mut blob = self.registry.blob(remote, layer.digest, *offset).await?;
-        while let Some(chunk) = blob.chunk().await? {
-            let after = *offset + chunk.len() as u64;
-            if after > layer.size {
-                let what = "layer content".to_owned();
-                return Err(RequestError::Final(PullErrorKind::SizeMismatch {
-                    what,
-                    expected: layer.size,
-                    actual: after,
-                }));
-            }
-            if feed.send(chunk).await.is_err() {
-                return Ok(Streamed::Closed);
-            }
-            *offset = after;
-            received.store(after, Ordering::Relaxed);
-        }
-        Ok(Streamed::Ended)
-    }
-
     /// Sees to it that the disk has room for `compressed` bytes of layers, which is the least they can need.
     async fn make_room(self: &Arc<Self>, compressed: u64, missing: &[Expected]) -> Result<(), Failed> {
         let needed = compressed.saturating_add(self.options.min_free_bytes);
-        let free = |inner: &Self| inner.disk.free_bytes().map_err(|e| store_failed(e.to_string()));
+        let free = |inner: &Self| inner.disk.free_bytes().map_err(|e| store_failed("look at the disk", e));
         // Layers mostly are two to three times as large unpacked.
         let comfortable = needed.saturating_add(compressed.saturating_mul(2));
         let now = free(self)?;
@@ -558,29 +399,6 @@ impl Inner {
             _ => Ok(()),
         }
     }
-}
-
-impl Pulls {
-    fn is_away(&self, base: &str) -> bool {
-        let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
-        away.retain(|_, until| Instant::now() < *until);
-        away.contains_key(base)
-    }
-
-    fn set_away(&self, base: &str) {
-        self.away
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(base.to_owned(), Instant::now() + AWAY);
-    }
-}
-
-/// How a response ended.
-enum Streamed {
-    /// All it had was taken.
-    Ended,
-    /// The pipeline takes no more.
-    Closed,
 }
 
 /// Reads a small blob and verifies it.
@@ -632,14 +450,6 @@ where
     }
 }
 
-/// 200 ms, doubled with each attempt, at most 5 s, with up to a quarter at random so that many do not come at once.
-fn backoff(attempt: u32) -> Duration {
-    let base = Duration::from_millis(200)
-        .saturating_mul(1 << attempt.saturating_sub(1).min(5))
-        .min(Duration::from_secs(5));
-    base.mul_f64(1.0 + rand::random::<f64>() / 4.0)
-}
-
 fn document_failed(stage: Stage, error: RequestError, what: &str, attempts: u32) -> Failed {
     let kind = match error {
         RequestError::NotFound => PullErrorKind::NotFound(what.to_owned()),
@@ -649,6 +459,6 @@ fn document_failed(stage: Stage, error: RequestError, what: &str, attempts: u32)
     Failed { stage, attempts, kind }
 }
 
-fn store_failed(why: impl Into<String>) -> Failed {
-    Failed { stage: Stage::Store, attempts: 1, kind: PullErrorKind::Host(why.into()) }
+fn store_failed(what: &str, error: std::io::Error) -> Failed {
+    Failed { stage: Stage::Store, attempts: 1, kind: host_failure(what, error) }
 }

@@ -1,6 +1,5 @@
 //! The store of images on this host, shared by all tasks.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
 use std::io;
@@ -10,15 +9,15 @@ use std::time::SystemTime;
 
 use super::config::ImageConfig;
 use super::digest::Digest;
-use super::disk::{Disk, LayerRecord, OpenError, Records, Staging};
+use super::disk::{Disk, OpenError, Records, Staging};
+use super::download::Pulls;
 use super::index::{
-    Eviction, ImageRecord, Index, Layer, LeaseRecord, LeasedImage, Pinned, Pins, Ref, RefName, RefRecord,
-    lease_key,
+    ImageRecord, Index, LeaseRecord, LeasedImage, Pinned, Pins, Ref, RefName, RefRecord, lease_key,
 };
 use super::layer::{Limits, Unpacked};
 use super::manifest::Platform;
-use super::pull::Pulls;
 use super::registry::Registry;
+use super::upkeep::Upkeep;
 
 /// How a store behaves.
 #[derive(Clone, Debug)]
@@ -120,14 +119,8 @@ pub(super) struct Inner {
     pub(super) options: ImageOptions,
     pub(super) pins: Pins,
     pub(super) pulls: Pulls,
+    pub(super) upkeep: Mutex<Upkeep>,
     index: Mutex<Index>,
-    upkeep: Mutex<Upkeep>,
-}
-
-#[derive(Default)]
-struct Upkeep {
-    running: bool,
-    again: bool,
 }
 
 impl ImageStore {
@@ -222,7 +215,7 @@ impl ImageStore {
             return Ok(());
         }
         lease.images.push(leased);
-        self.0.disk.put(Records::Leases, &lease_key(owner), &lease, false)?;
+        self.0.disk.put(Records::Leases, &lease_key(owner), &lease)?;
         index.leases.insert(owner.to_owned(), lease);
         Ok(())
     }
@@ -305,7 +298,7 @@ impl Inner {
             return Ok(());
         }
         let record = self.disk.publish(staging, diff_id, unpacked.bytes, unpacked.disk_bytes)?;
-        index.layers.insert(diff_id, Layer { record, written: SystemTime::now() });
+        index.insert_layer(record, SystemTime::now());
         Ok(())
     }
 
@@ -325,15 +318,17 @@ impl Inner {
         let manifest_digest = record.manifest_digest;
         let reference = name.reference.clone();
         let entry = RefRecord { name: name.clone(), target_digest: target, manifest_digest };
-        self.disk.put(Records::Refs, &name.key(), &entry, false)?;
+        self.disk.put(Records::Refs, &name.key(), &entry)?;
         index.refs.insert(name, Ref { record: entry, used: SystemTime::now() });
+        index.unsynced_records = true;
         Ok(Some(self.image(&index, &reference, record)))
     }
 
     fn keep_image(&self, index: &mut Index, record: &Arc<ImageRecord>) -> io::Result<()> {
         if let Entry::Vacant(entry) = index.images.entry(record.manifest_digest) {
-            self.disk.put(Records::Manifests, &record.manifest_digest.hex(), record, false)?;
+            self.disk.put(Records::Manifests, &record.manifest_digest.hex(), record)?;
             entry.insert(record.clone());
+            index.unsynced_records = true;
         }
         Ok(())
     }
@@ -358,155 +353,6 @@ impl Inner {
             _pinned: self.pins.hold(record.diff_ids.iter().copied()),
         })
     }
-
-    /// Evicts until `enough`, which is given the index and what was freed so far. Blocks while files are removed.
-    pub(super) fn collect(&self, enough: impl Fn(&Index, &Collected) -> bool) -> io::Result<Collected> {
-        let mut collected = Collected::default();
-        let mut hidden = Vec::new();
-        let result = {
-            let mut index = self.index();
-            loop {
-                if enough(&index, &collected) {
-                    break Ok(());
-                }
-                let Some(eviction) = index.next_eviction(&self.pins) else { break Ok(()) };
-                if let Err(error) = self.evict(&mut index, eviction, &mut collected, &mut hidden) {
-                    break Err(error);
-                }
-            }
-        };
-        // Out of sight already; so no lock is needed, and a crash now leaves only what open removes.
-        Disk::delete(&hidden);
-        if collected != Collected::default() {
-            tracing::info!(?collected, "removed images");
-        }
-        result.map(|()| collected)
-    }
-
-    /// One step, first on disk: the index never lacks what the disk has, nor has what it lacks.
-    fn evict(
-        &self,
-        index: &mut Index,
-        eviction: Eviction,
-        collected: &mut Collected,
-        hidden: &mut Vec<PathBuf>,
-    ) -> io::Result<()> {
-        match eviction {
-            Eviction::Layer(id) => {
-                hidden.push(self.disk.hide_layer(id)?);
-                if let Some(layer) = index.layers.remove(&id) {
-                    collected.bytes += layer.record.disk_bytes;
-                }
-                collected.layers += 1;
-            }
-            Eviction::Image(id) => {
-                self.disk.remove(Records::Manifests, &id.hex())?;
-                index.images.remove(&id);
-            }
-            Eviction::Ref(name) => {
-                self.disk.remove(Records::Refs, &name.key())?;
-                index.refs.remove(&name);
-                collected.references += 1;
-            }
-        }
-        Ok(())
-    }
-
-    fn remove(&self, scope: &str, reference: &str) -> io::Result<Collected> {
-        let mut collected = Collected::default();
-        let mut hidden = Vec::new();
-        let result = self.remove_named(scope, reference, &mut collected, &mut hidden);
-        Disk::delete(&hidden);
-        result.map(|()| collected)
-    }
-
-    fn remove_named(
-        &self,
-        scope: &str,
-        reference: &str,
-        collected: &mut Collected,
-        hidden: &mut Vec<PathBuf>,
-    ) -> io::Result<()> {
-        let mut index = self.index();
-        let names: Vec<RefName> =
-            index.refs.keys().filter(|n| n.scope == scope && n.reference == reference).cloned().collect();
-        for name in names {
-            let Some(manifest) = index.refs.get(&name).map(|r| r.record.manifest_digest) else { continue };
-            self.evict(&mut index, Eviction::Ref(name), collected, hidden)?;
-            let named = index.refs.values().any(|r| r.record.manifest_digest == manifest);
-            if named || index.is_leased(manifest) {
-                continue;
-            }
-            let Some(image) = index.images.get(&manifest).cloned() else { continue };
-            self.evict(&mut index, Eviction::Image(manifest), collected, hidden)?;
-            for id in &image.diff_ids {
-                let used = index.images.values().any(|other| other.diff_ids.contains(id));
-                if !used && !self.pins.holds(id) && index.layers.contains_key(id) {
-                    self.evict(&mut index, Eviction::Layer(*id), collected, hidden)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes sure that a run of upkeep begins after this call: collection down to the budget, then durability. Returns
-    /// at once.
-    pub(super) fn upkeep_later(self: &Arc<Self>) {
-        let mut upkeep = self.upkeep.lock().unwrap_or_else(PoisonError::into_inner);
-        if upkeep.running {
-            upkeep.again = true;
-            return;
-        }
-        if !self.needs_upkeep() {
-            return;
-        }
-        let inner = self.clone();
-        // The disk may take long, and nobody waits: a thread of its own.
-        let thread = std::thread::Builder::new().name("image-upkeep".to_owned()).spawn(move || {
-            loop {
-                if let Err(error) = inner.collect_to_budget() {
-                    tracing::warn!(%error, "cannot remove images");
-                }
-                if let Err(error) = inner.sync() {
-                    tracing::warn!(%error, "cannot make images durable; a power loss would cost their pull");
-                }
-                let mut upkeep = inner.upkeep.lock().unwrap_or_else(PoisonError::into_inner);
-                if !std::mem::take(&mut upkeep.again) {
-                    upkeep.running = false;
-                    return;
-                }
-            }
-        });
-        match thread {
-            Ok(_) => upkeep.running = true,
-            Err(error) => tracing::warn!(%error, "cannot start a thread for the image store's upkeep"),
-        }
-    }
-
-    fn needs_upkeep(&self) -> bool {
-        let index = self.index();
-        index.disk_bytes() > self.options.disk_budget_bytes || index.layers.values().any(|l| !l.record.synced)
-    }
-
-    fn collect_to_budget(&self) -> io::Result<Collected> {
-        self.collect(|index, _| index.disk_bytes() <= self.options.disk_budget_bytes)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        let unsynced: Vec<LayerRecord> =
-            self.index().layers.values().map(|l| &l.record).filter(|r| !r.synced).cloned().collect();
-        if unsynced.is_empty() {
-            return Ok(());
-        }
-        self.disk.sync(&unsynced)?;
-        let mut index = self.index();
-        for record in unsynced {
-            if let Some(layer) = index.layers.get_mut(&record.diff_id) {
-                layer.record.synced = true;
-            }
-        }
-        Ok(())
-    }
 }
 
 fn unpacked_bytes(index: &Index, image: &ImageRecord) -> u64 {
@@ -521,12 +367,10 @@ async fn run_blocking<T: Send + 'static>(
 
 /// Reads the index from disk, and drops records whose content did not survive.
 fn load(disk: &Disk) -> io::Result<Index> {
-    let layers: HashMap<Digest, Layer> = disk
-        .load_layers()?
-        .into_iter()
-        .map(|(record, written)| (record.diff_id, Layer { record, written }))
-        .collect();
-    let mut index = Index { layers, ..Index::default() };
+    let mut index = Index::default();
+    for (record, written) in disk.load_layers()? {
+        index.insert_layer(record, written);
+    }
     for (key, record, _) in disk.load::<ImageRecord>(Records::Manifests)? {
         let whole = record.diff_ids.iter().all(|id| index.layers.contains_key(id));
         if whole && key == record.manifest_digest.hex() {

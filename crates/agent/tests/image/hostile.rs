@@ -10,7 +10,7 @@ use crate::support::{assert_clean, names, open, options, pull, scratch};
 
 struct Bench {
     registry: Faulty,
-    root: tempfile::TempDir,
+    root: crate::support::Scratch,
     store: ImageStore,
 }
 

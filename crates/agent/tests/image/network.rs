@@ -2,10 +2,11 @@
 
 use std::sync::atomic::Ordering;
 
-use agent::image::{Auth, PullErrorKind, PullRequest, RegistryEndpoint};
+use agent::image::{Auth, ImageOptions, PullErrorKind, PullRequest, RegistryEndpoint};
 use model::Secret;
 
 use crate::support::builder::{Compression, Tar, TestImage, noise};
+use crate::support::docker_registry::DockerRegistry;
 use crate::support::faulty::Faulty;
 use crate::support::{assert_clean, names, open, options, pull, scratch, until};
 
@@ -270,4 +271,49 @@ async fn a_pull_that_is_dropped_leaves_nothing() {
     assert_clean(root.path()).await;
     registry.release_blobs();
     pull(&store, &reference).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn registries_over_tls_need_a_certificate_that_is_trusted() {
+    let (registry, certificate) = DockerRegistry::start_tls();
+    let root = scratch();
+    let request = || PullRequest {
+        // Loopback hosts are asked over plain HTTP otherwise.
+        endpoint: Some(RegistryEndpoint {
+            base_url: format!("https://{}", registry.host),
+            repository_prefix: String::new(),
+        }),
+        ..PullRequest::new("registry.example/app")
+    };
+    let store = open(root.path(), options());
+    let error = store.pull(request(), |_| {}).await.unwrap_err();
+    assert!(matches!(error.kind(), PullErrorKind::Unreachable(_)), "{error}");
+    assert!(error.reason().contains("certificate"), "{error}");
+    drop(store);
+    let store = open(root.path(), ImageOptions { ca_certificates: vec![certificate], ..options() });
+    let error = store.pull(request(), |_| {}).await.unwrap_err();
+    assert!(
+        matches!(error.kind(), PullErrorKind::NotFound(_)),
+        "the registry is empty, but it was asked: {error}"
+    );
+    // What an image from there is like does not depend on TLS; that it does not arrive over plain HTTP does.
+    let plain = pull(&store, &format!("{}/app", registry.host)).await.unwrap_err();
+    assert!(matches!(plain.kind(), PullErrorKind::Unsupported(_)), "{plain}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_limit_is_said_in_the_registrys_words() {
+    let registry = Faulty::start().await;
+    let root = scratch();
+    let store = open(root.path(), options());
+    registry.behaviour().throttle.store(true, Ordering::SeqCst);
+    let reference = registry.add("app", "1", &image(1, 1000));
+    let error = pull(&store, &reference).await.unwrap_err();
+    assert!(
+        error.reason().ends_with(
+            "/v2/app/manifests/1: 429 Too Many Requests - Server message: toomanyrequests: You have reached your \
+             pull rate limit."
+        ),
+        "{error}"
+    );
 }

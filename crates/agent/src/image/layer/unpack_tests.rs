@@ -1,6 +1,8 @@
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::PathBuf;
 
+use proptest::prelude::*;
+
 use super::*;
 
 const LIMITS: Limits = Limits { bytes: 1 << 30, entries: 10_000, free_bytes: 0 };
@@ -144,4 +146,74 @@ fn counts_what_it_unpacks() {
     let unpacked = unpack(&archive[..], directory.path(), LIMITS).unwrap();
     assert_eq!((unpacked.bytes, unpacked.entries), (5000, 4));
     assert!(unpacked.disk_bytes >= 4 * 4096, "{unpacked:?}");
+}
+
+/// All below a directory, itself left out: path, and type with content.
+fn tree(root: &Path) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut directories = vec![root.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            let kind = std::fs::symlink_metadata(&path).unwrap().file_type();
+            let what =
+                if kind.is_file() { std::fs::read_to_string(&path).unwrap() } else { format!("{kind:?}") };
+            if kind.is_dir() {
+                directories.push(path.clone());
+            }
+            found.push((path, what));
+        }
+    }
+    found.sort();
+    found
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// Whatever the entries, and in whatever order: nothing outside of the layer is made, changed or linked to, and what
+    /// is inside can be removed.
+    #[test]
+    fn nothing_outside_is_touched(
+        entries in proptest::collection::vec(
+            (0_usize..6, "(/|\\./)?[abcl]((/|//|/\\./)(\\.wh\\.)?([abcl]|\\.\\.)){0,3}/?", 0_usize..9),
+            1..25,
+        ),
+    ) {
+        let top = tempfile::tempdir_in("/tmp").unwrap();
+        let outside = top.path().join("outside");
+        std::fs::create_dir_all(outside.join("a/b")).unwrap();
+        std::fs::write(outside.join("a/c"), "untouched").unwrap();
+        std::fs::write(top.path().join("c"), "untouched").unwrap();
+        let layer = top.path().join("layer");
+        std::fs::create_dir(&layer).unwrap();
+        let absolute = outside.to_str().unwrap();
+        let targets = ["a", "a/b", "..", "../outside", "../outside/a", absolute, "l", "/", "c"];
+        let before = tree(&outside);
+        let mut root = Unpack {
+            tree: Tree::open(&layer).unwrap(),
+            limits: LIMITS,
+            totals: super::Unpacked::default(),
+            unchecked: 0,
+            times: Vec::new(),
+            paths: 0,
+        };
+        for (kind, path, target) in &entries {
+            let kind = [b'0', b'5', b'2', b'2', b'1', b'6'][*kind];
+            let data: &[u8] = if kind == b'0' { b"written" } else { b"" };
+            let bytes = entry(kind, path, targets[*target], data);
+            let mut tar = TarReader::new(&bytes[..]);
+            let entry = tar.next().unwrap().unwrap();
+            // A refused entry ends a pull; here the next ones shall not get further for it.
+            let _ = root.entry(&mut tar, &entry);
+        }
+        root.finish_directories();
+        prop_assert_eq!(tree(&outside), before);
+        prop_assert_eq!(std::fs::read_to_string(top.path().join("c")).unwrap(), "untouched");
+        let names: Vec<_> = std::fs::read_dir(top.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        prop_assert_eq!(names.len(), 3, "{:?}", names);
+        let link_count = std::fs::metadata(outside.join("a/c")).unwrap().nlink();
+        prop_assert_eq!(link_count, 1);
+        std::fs::remove_dir_all(&layer).unwrap();
+    }
 }

@@ -112,9 +112,9 @@ fn parse_value(text: &str) -> Option<(String, &str)> {
     None
 }
 
-/// What a token is for.
+/// What a token is for: a repository of a registry, and who asks.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) struct TokenKey {
+pub(crate) struct TokenKey {
     base: String,
     repository: String,
     identity: Option<Digest>,

@@ -62,6 +62,11 @@ impl Remote {
     pub(crate) fn base(&self) -> &str {
         self.0.base.as_str()
     }
+
+    /// What tells it from others.
+    pub(crate) fn key(&self) -> &TokenKey {
+        &self.0.key
+    }
 }
 
 /// A manifest as the registry gave it.
@@ -307,7 +312,7 @@ impl Registry {
                 self.tokens.put(key.clone(), header.clone(), Some(lifetime));
                 Ok(Some(header))
             }
-            status if is_transient(status) => Err(server_error(&response)),
+            status if is_transient(status) => Err(server_error(response).await),
             // Redirects are not followed: credentials may be on this request.
             _ => Err(RequestError::Final(PullErrorKind::Unauthorized(error_text(response).await))),
         }
@@ -333,7 +338,7 @@ async fn accept(response: Response, method: &Method) -> Result<Response, Request
         return Ok(response);
     }
     if is_transient(status) {
-        return Err(server_error(&response));
+        return Err(server_error(response).await);
     }
     match status {
         StatusCode::NOT_FOUND => Err(RequestError::NotFound),
@@ -357,13 +362,17 @@ fn is_transient(status: StatusCode) -> bool {
         || status == StatusCode::REQUEST_TIMEOUT
 }
 
-fn server_error(response: &Response) -> RequestError {
+/// As containerd words it: what users search for when Docker Hub's pull limit is reached.
+async fn server_error(response: Response) -> RequestError {
     let seconds =
         response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()).and_then(|t| t.parse().ok());
     let retry_after = seconds.map(|seconds| Duration::from_secs(seconds).min(RETRY_AFTER_MAX));
-    let what =
-        format!("unexpected status from request to {}: {}", without_query(response.url()), response.status());
-    RequestError::Transient { what, retry_after }
+    let (url, status) = (without_query(response.url()), response.status());
+    let said = error_text(response).await;
+    let server =
+        if said == status.to_string() { String::new() } else { format!(" - Server message: {said}") };
+    let what = printable(&format!("unexpected status code {url}: {status}{server}"));
+    RequestError::Transient { what: format!("httpReadSeeker: failed open: {what}"), retry_after }
 }
 
 /// The registry's own words in an error document (distribution spec, "Error codes"), else the status.

@@ -8,6 +8,7 @@ mod auth;
 mod client;
 mod net;
 
+pub(crate) use auth::TokenKey;
 pub(crate) use client::{Registry, Remote, RequestError};
 
 use model::Secret;

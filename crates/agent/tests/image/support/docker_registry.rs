@@ -11,13 +11,50 @@ use super::builder::TestImage;
 pub struct DockerRegistry {
     child: Child,
     pub host: String,
-    _directory: tempfile::TempDir,
+    _directory: super::Scratch,
 }
 
 impl DockerRegistry {
     /// Starts it and waits until it answers. The package is part of the project's set-up: without it the test fails.
     pub fn start() -> Self {
+        Self::start_with(super::scratch(), "")
+    }
+
+    /// The same over TLS. Also gives the certificate of the authority that vouches for it, as PEM.
+    pub fn start_tls() -> (Self, Vec<u8>) {
         let directory = super::scratch();
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        let certify = |name: &str, extra: &[&str]| {
+            let made = Command::new("openssl")
+                .args([
+                    "req",
+                    "-config",
+                    "/dev/null",
+                    "-x509",
+                    "-nodes",
+                    "-days",
+                    "2",
+                    "-subj",
+                    &format!("/CN={name}"),
+                ])
+                .args(["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"])
+                .args(["-keyout", &path(&format!("{name}.key")), "-out", &path(&format!("{name}.pem"))])
+                .args(extra)
+                .stderr(Stdio::null())
+                .status()
+                .expect("openssl is not installed: apt-get install openssl");
+            assert!(made.success());
+        };
+        certify("authority", &["-addext", "basicConstraints=critical,CA:TRUE"]);
+        let (authority, key) = (path("authority.pem"), path("authority.key"));
+        certify("registry", &["-CA", &authority, "-CAkey", &key, "-addext", "subjectAltName=IP:127.0.0.1"]);
+        let tls =
+            format!("  tls:\n    certificate: {}\n    key: {}\n", path("registry.pem"), path("registry.key"));
+        let authority = std::fs::read(authority).unwrap();
+        (Self::start_with(directory, &tls), authority)
+    }
+
+    fn start_with(directory: super::Scratch, http: &str) -> Self {
         for _ in 0..5 {
             // Another process may take the port in between; then the registry ends, and another port is tried.
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -25,7 +62,7 @@ impl DockerRegistry {
             let root = directory.path().join("data");
             let text = format!(
                 "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    \
-                 rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n",
+                 rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n{http}",
                 root.display()
             );
             std::fs::write(&config, text).unwrap();

@@ -34,6 +34,8 @@ pub struct Behaviour {
     pub token: Mutex<String>,
     /// A lie in `Docker-Content-Digest`.
     pub content_digest: Mutex<Option<String>>,
+    /// All is answered with 429, in Docker Hub's words, and not to wait.
+    pub throttle: AtomicBool,
     /// HEAD is answered with 405.
     pub no_head: AtomicBool,
 }
@@ -142,6 +144,11 @@ async fn serve(State(shared): State<Arc<Shared>>, request: Request) -> Response 
     let fails = behaviour.unavailable.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
     if fails.is_ok() {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    if behaviour.throttle.load(Ordering::SeqCst) {
+        let body =
+            r#"{"errors":[{"code":"TOOMANYREQUESTS","message":"You have reached your pull rate limit."}]}"#;
+        return (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, "0")], body).into_response();
     }
     if path == "/token" {
         return behaviour.token.lock().unwrap().clone().into_response();

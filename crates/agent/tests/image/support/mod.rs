@@ -12,8 +12,26 @@ use agent::image::{Image, ImageOptions, ImageStore, PullError, PullRequest};
 use std::sync::Arc;
 
 /// A directory below /tmp that goes away with the test. On the disk's own file system: overlayfs takes it as a layer.
-pub fn scratch() -> tempfile::TempDir {
-    tempfile::Builder::new().prefix("image-test-").tempdir_in("/tmp").unwrap()
+pub struct Scratch(PathBuf);
+
+pub fn scratch() -> Scratch {
+    Scratch(tempfile::Builder::new().prefix("image-test-").tempdir_in("/tmp").unwrap().keep())
+}
+
+impl Scratch {
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // A store's upkeep may still be writing for a moment after the store has gone.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.0.exists() && std::fs::remove_dir_all(&self.0).is_err() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
 }
 
 /// Options that suit tests.

@@ -6,7 +6,7 @@ use agent::image::Image;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 pub struct Overlay {
-    directory: tempfile::TempDir,
+    directory: super::Scratch,
 }
 
 impl Overlay {
