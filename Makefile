@@ -2,12 +2,16 @@
 
 SHELL := /bin/bash
 TARGET ?= x86_64-unknown-linux-gnu
-# Where cargo builds; the supervisor is built apart, as it is static.
+# Where cargo builds.
 OUT := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+# The supervisor is static: it is also the init inside containers that ask for one, whatever libraries
+# they have. `coracle` carries it inside.
 SUPERVISOR := $(OUT)/$(TARGET)/supervisor/coracle-supervisor
+SUPERVISOR_DEV := $(OUT)/$(TARGET)/debug/coracle-supervisor
+STATIC := CARGO_ENCODED_RUSTFLAGS="-Ctarget-feature=+crt-static"
 PYTHON := $(CURDIR)/.venv/bin/python
 
-.PHONY: help setup build release supervisor test lint unit e2e test-v2 demo bench clean
+.PHONY: help setup build release supervisor supervisor-dev test lint unit e2e test-v2 demo bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,11 +20,13 @@ setup: ## install what the system lacks (Debian packages, a Python environment f
 	@scripts/setup
 
 supervisor:
-	@CARGO_ENCODED_RUSTFLAGS="-Ctarget-feature=+crt-static" \
-		cargo build --locked -p supervisor --profile supervisor --target $(TARGET)
+	@$(STATIC) cargo build --locked -p supervisor --profile supervisor --target $(TARGET)
 
-build: ## build target/debug/coracle, with the supervisor as a file beside it
-	@cargo build --locked -p coracle -p supervisor
+supervisor-dev:
+	@$(STATIC) cargo build --locked -p supervisor --target $(TARGET)
+
+build: supervisor-dev ## build target/debug/coracle
+	@CORACLE_SUPERVISOR_BIN=$(SUPERVISOR_DEV) cargo build --locked -p coracle
 
 release: supervisor ## build target/release/coracle, one file
 	@CORACLE_SUPERVISOR_BIN=$(SUPERVISOR) cargo build --locked --release -p coracle
@@ -33,7 +39,7 @@ lint: ## formatting, clippy, dependency rules, generated code
 	cargo xtask codegen --check --botocore $$($(PYTHON) -c 'import os, botocore; print(os.path.dirname(botocore.__file__))')
 
 unit: build ## Rust tests
-	PATH=$(CURDIR)/.venv/bin:$$PATH cargo test --locked --workspace
+	PATH=$(CURDIR)/.venv/bin:$$PATH CORACLE_SUPERVISOR_BIN=$(SUPERVISOR_DEV) cargo test --locked --workspace
 
 e2e: build ## tests with boto3, the aws CLI and real images against a running server
 	CORACLE=$(OUT)/debug/coracle $(PYTHON) -m pytest -q tests
