@@ -26,7 +26,7 @@ supervisor-dev:
 	@$(STATIC) cargo build --locked -p supervisor --target $(TARGET)
 
 build: supervisor-dev ## build target/debug/coracle
-	@CORACLE_SUPERVISOR_BIN=$(SUPERVISOR_DEV) cargo build --locked -p coracle
+	@CORACLE_SUPERVISOR_BIN=$(SUPERVISOR_DEV) cargo build --locked --workspace
 
 release: supervisor ## build target/release/coracle, one file
 	@CORACLE_SUPERVISOR_BIN=$(SUPERVISOR) cargo build --locked --release -p coracle
@@ -45,7 +45,7 @@ e2e: build ## tests with boto3, the aws CLI and real images against a running se
 	CORACLE=$(OUT)/debug/coracle $(PYTHON) -m pytest -q tests
 
 test-v2: build ## the same tasks on a host with pure cgroup v2, emulated
-	@test=$$(cargo test --locked -q -p agent --test cgroup --no-run --message-format json | grep -o '"executable":"[^"]*"' | tail -n 1 | cut -d'"' -f4) && \
+	@test=$$(CORACLE_SUPERVISOR_BIN=$(SUPERVISOR_DEV) cargo test --locked -q --workspace --test cgroup --no-run --message-format json | grep -o '"executable":"[^"]*"' | tail -n 1 | cut -d'"' -f4) && \
 	CORACLE=$(OUT)/debug/coracle && \
 	/usr/bin/python3 emulated-host/machine.py --cache $(OUT)/emulated-host --coracle $$CORACLE --test-binary $$test
 
