@@ -7,7 +7,7 @@ OUT := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 SUPERVISOR := $(OUT)/$(TARGET)/supervisor/coracle-supervisor
 PYTHON := $(CURDIR)/.venv/bin/python
 
-.PHONY: help setup build release supervisor test lint unit e2e demo bench clean
+.PHONY: help setup build release supervisor test lint unit e2e test-v2 demo bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,8 +19,8 @@ supervisor:
 	@CARGO_ENCODED_RUSTFLAGS="-Ctarget-feature=+crt-static" \
 		cargo build --locked -p supervisor --profile supervisor --target $(TARGET)
 
-build: supervisor ## build target/debug/coracle
-	@CORACLE_SUPERVISOR_BIN=$(SUPERVISOR) cargo build --locked -p coracle
+build: ## build target/debug/coracle, with the supervisor as a file beside it
+	@cargo build --locked -p coracle -p supervisor
 
 release: supervisor ## build target/release/coracle, one file
 	@CORACLE_SUPERVISOR_BIN=$(SUPERVISOR) cargo build --locked --release -p coracle
@@ -32,13 +32,18 @@ lint: ## formatting, clippy, dependency rules, generated code
 	cargo xtask licenses
 	cargo xtask codegen --check --botocore $$($(PYTHON) -c 'import os, botocore; print(os.path.dirname(botocore.__file__))')
 
-unit: supervisor ## Rust tests
-	PATH=$(CURDIR)/.venv/bin:$$PATH CORACLE_SUPERVISOR_BIN=$(SUPERVISOR) cargo test --locked --workspace
+unit: build ## Rust tests
+	PATH=$(CURDIR)/.venv/bin:$$PATH cargo test --locked --workspace
 
 e2e: build ## tests with boto3, the aws CLI and real images against a running server
 	CORACLE=$(OUT)/debug/coracle $(PYTHON) -m pytest -q tests
 
-test: setup lint unit e2e ## everything that CI runs
+test-v2: build ## the same tasks on a host with pure cgroup v2, emulated
+	@test=$$(cargo test --locked -q -p agent --test cgroup --no-run --message-format json | grep -o '"executable":"[^"]*"' | tail -n 1 | cut -d'"' -f4) && \
+	CORACLE=$(OUT)/debug/coracle && \
+	/usr/bin/python3 emulated-host/machine.py --cache $(OUT)/emulated-host --coracle $$CORACLE --test-binary $$test
+
+test: setup lint unit e2e test-v2 ## everything that CI runs
 
 demo: setup release ## a web application on Coracle, from nothing (KEEP=1 leaves it running)
 	@CORACLE=$(OUT)/release/coracle PYTHON=$(PYTHON) scripts/demo
