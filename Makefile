@@ -7,7 +7,7 @@ OUT := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 # The supervisor is static: it is also the init inside containers that ask for one, whatever libraries
 # they have. `coracle` carries it inside.
 SUPERVISOR := $(OUT)/$(TARGET)/supervisor/coracle-supervisor
-SUPERVISOR_DEV := $(OUT)/$(TARGET)/debug/coracle-supervisor
+SUPERVISOR_DEV := $(OUT)/$(TARGET)/supervisor-dev/coracle-supervisor
 STATIC := CARGO_ENCODED_RUSTFLAGS="-Ctarget-feature=+crt-static"
 PYTHON := $(CURDIR)/.venv/bin/python
 
@@ -23,7 +23,7 @@ supervisor:
 	@$(STATIC) cargo build --locked -p supervisor --profile supervisor --target $(TARGET)
 
 supervisor-dev:
-	@$(STATIC) cargo build --locked -p supervisor --target $(TARGET)
+	@$(STATIC) cargo build --locked -p supervisor --profile supervisor-dev --target $(TARGET)
 
 build: supervisor-dev ## build target/debug/coracle
 	@CORACLE_SUPERVISOR_BIN=$(SUPERVISOR_DEV) cargo build --locked --workspace

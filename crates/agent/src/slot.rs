@@ -93,13 +93,6 @@ struct Numbers {
     next: u32,
 }
 
-impl SlotRecord {
-    #[must_use]
-    pub fn socket(&self) -> PathBuf {
-        self.dir.join("supervisor.sock")
-    }
-}
-
 impl Slots {
     /// Ends every sandbox that is not in `keep`, and begins to make slots ready.
     ///
@@ -230,7 +223,7 @@ impl Slots {
         let uid_base = FIRST_UID + number * UIDS_EACH;
         let process = process::start(&self.config.supervisor, dir, uid_base, &disk).await?.process;
         let record = SlotRecord { number, dir: dir.to_owned(), scratch: disk, process };
-        let mut connection = Connection::open(&record.socket()).await?;
+        let mut connection = Connection::open(&record.dir).await?;
         match connection.receive().await? {
             FromSupervisor::State { state } if state.phase == SandboxPhase::Idle => {}
             other => {

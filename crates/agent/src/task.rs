@@ -171,7 +171,7 @@ impl TaskDriver {
 
     async fn connect(&self) -> Result<Connection, ConnectionError> {
         let slot = self.entry.slot.as_ref().ok_or(ConnectionError::Closed)?;
-        Connection::open(&slot.socket()).await
+        Connection::open(&slot.dir).await
     }
 
     /// A new connection, unless the supervisor is dead. A live one that breaks the protocol is

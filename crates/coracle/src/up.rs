@@ -3,6 +3,7 @@
 //! Reads as a summary: lock the state, open control, open the network and the agent, serve, wait
 //! for a signal. Stopping it stops no task, unless it is ephemeral.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -17,7 +18,7 @@ use control::{Control, ControlConfig};
 use model::host::Resources;
 use model::{AccountId, Region};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::state_dir::{Endpoint, StateDir};
@@ -95,6 +96,8 @@ pub fn main(state_dir: &Path, args: UpArgs) -> anyhow::Result<()> {
 }
 
 async fn serve(state_dir: &Path, args: UpArgs) -> anyhow::Result<()> {
+    // From the first moment: a signal during the start ends the server as soon as it stands.
+    let mut signals = Signals::listen()?;
     let state = StateDir::lock(state_dir)?;
     let left_over = if args.ephemeral {
         state.make_ephemeral()?
@@ -171,9 +174,10 @@ async fn serve(state_dir: &Path, args: UpArgs) -> anyhow::Result<()> {
     let router = control.router();
     let server = axum::serve(listener, router).with_graceful_shutdown(stopped(stop.clone()));
     let server = tokio::spawn(server.into_future());
-    println!("coracle is ready at {url}");
+    // Whoever started it may have closed its output.
+    let _ = writeln!(std::io::stdout(), "coracle is ready at {url}");
 
-    wait_for_signal().await?;
+    signals.received().await;
     eprintln!("coracle is stopping; tasks {}", if args.ephemeral { "are ended" } else { "go on running" });
     if args.ephemeral {
         control.reset().await.context("the state cannot be emptied")?;
@@ -203,14 +207,24 @@ async fn stopped(mut stop: watch::Receiver<bool>) {
     drop(stop.wait_for(|stop| *stop).await);
 }
 
-async fn wait_for_signal() -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
-    Ok(())
+
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Until nothing of a task is on this host any more.

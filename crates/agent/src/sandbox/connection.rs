@@ -1,12 +1,17 @@
 //! The agent's end of the supervisor protocol ([`model::sandbox`]).
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use model::sandbox::{FromSupervisor, MAX_FRAME, ToSupervisor};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+/// Where a supervisor listens, in its directory.
+const SOCKET: &str = "supervisor.sock";
 
 /// Why a supervisor cannot be talked to.
 #[derive(Debug, thiserror::Error)]
@@ -34,9 +39,14 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// Connects to the socket [`SOCKET`] in `dir`, however long the directory's path is: an address
+    /// of a Unix socket has only 108 bytes (unix(7)), so it is reached through a descriptor.
+    ///
     /// # Errors
     /// Nobody listens on the socket.
-    pub async fn open(socket: &Path) -> Result<Self, ConnectionError> {
+    pub async fn open(dir: &Path) -> Result<Self, ConnectionError> {
+        let opened = File::open(dir).map_err(ConnectionError::Connect)?;
+        let socket = format!("/proc/self/fd/{}/{SOCKET}", opened.as_raw_fd());
         let stream = UnixStream::connect(socket).await.map_err(ConnectionError::Connect)?;
         let (reader, writer) = stream.into_split();
         Ok(Self { reader, writer, received: Vec::new() })

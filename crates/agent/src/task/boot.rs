@@ -49,14 +49,20 @@ impl TaskDriver {
         tokio::pin!(images);
         // Pulling does not wait for the network interface, nor the other way round.
         let mut early = None;
-        let slot = tokio::select! {
-            biased;
-            slot = host.slots.take(spec.ephemeral_storage_gib) => slot,
-            done = &mut images => {
-                early = Some(done);
-                host.slots.take(spec.ephemeral_storage_gib).await
-            }
-        };
+        let slot = self
+            .unless_stopped(async {
+                let taking = host.slots.take(spec.ephemeral_storage_gib);
+                tokio::pin!(taking);
+                tokio::select! {
+                    biased;
+                    slot = &mut taking => slot,
+                    done = &mut images => {
+                        early = Some(done);
+                        taking.await
+                    }
+                }
+            })
+            .await?;
         let mut connection = self.attach(slot).await?;
         self.report.advance(TaskStatus::Pending, self.now());
         if early.is_none() {
