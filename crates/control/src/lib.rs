@@ -144,7 +144,6 @@ impl Control {
     }
 
     /// The HTTP service: all AWS APIs and the registry.
-    #[must_use]
     pub fn router(&self) -> axum::Router {
         let logs = api::logs::Logs { store: self.logs.clone(), clock: self.clock.clone() };
         let services = api::Services { ecs: self.ecs.clone(), logs, registry: self.registry.clone() };
