@@ -1,7 +1,8 @@
-//! The project's own tooling: `cargo xtask codegen` and `cargo xtask deps`.
+//! The project's own tooling: `cargo xtask codegen`, `deps` and `licenses`.
 
 mod codegen;
 mod deps;
+mod licenses;
 
 use std::path::{Path, PathBuf};
 
@@ -28,6 +29,8 @@ enum Task {
     },
     /// Hold the crates' imports against the design's table, `xtask/deps.json`.
     Deps,
+    /// Hold the dependencies' licences and sources against what the project allows.
+    Licenses,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -35,6 +38,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().task {
         Task::Codegen { check, botocore } => codegen::run(&root, botocore.as_deref(), check),
         Task::Deps => deps::run(&root),
+        Task::Licenses => licenses::run(&root),
     }
 }
 

@@ -1,7 +1,173 @@
-//! The agent: runs tasks on one host as control assigns them.
+//! The agent: runs what control assigns to this host, and reports what it sees.
+//!
+//! [`Agent::open`] finds what an earlier agent left (sandboxes, links, cgroups, images) and removes
+//! what no task needs; [`Agent::run`] serves a session with control. Ending the agent ends no task.
 
 pub mod cgroup;
+pub mod host;
+pub mod image;
 pub mod instance;
+pub mod ledger;
 pub mod loop_device;
 pub mod net;
+pub mod sandbox;
 pub mod scratch;
+pub mod session;
+pub mod slot;
+pub mod task;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use link::AgentEnd;
+use model::host::Resources;
+use model::network::Cidr;
+use model::spec::Isolation;
+use model::{Timestamp, VpcId};
+use tokio::sync::watch;
+
+use crate::cgroup::{CgroupError, Cgroups};
+use crate::image::{ImageOptions, ImageStore, OpenError};
+use crate::instance::Instance;
+use crate::ledger::{Entry, Ledger, LedgerError};
+use crate::net::{NetError, Network};
+use crate::slot::{SlotConfig, SlotError, Slots};
+
+/// How long what a killed agent left behind may take to be gone.
+const LEFT_OVER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// How an agent shall work.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    /// Tells what this agent makes on the host from what others make.
+    pub instance: Instance,
+    /// Where ledger, images and sandboxes live.
+    pub dir: PathBuf,
+    /// The supervisor program.
+    pub supervisor: PathBuf,
+    pub vpc: VpcId,
+    pub vpc_cidr: Cidr,
+    /// What may be promised to tasks, overcommitment included.
+    pub capacity: Resources,
+    /// Sandboxes kept ready.
+    pub ready_slots: usize,
+    pub images: ImageOptions,
+}
+
+/// Why an agent cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error("the ledger cannot be used")]
+    Ledger(#[from] LedgerError),
+    #[error("the network cannot be set up")]
+    Network(#[from] NetError),
+    #[error("cgroups cannot be used")]
+    Cgroup(#[from] CgroupError),
+    #[error("the image store cannot be used")]
+    Images(#[from] OpenError),
+    #[error("the leases of images cannot be changed")]
+    Leases(#[source] std::io::Error),
+    #[error("sandboxes cannot be made")]
+    Slots(#[from] SlotError),
+}
+
+/// This machine and what tasks on it share.
+pub struct Host {
+    pub ledger: Ledger,
+    pub network: Network,
+    pub cgroups: Cgroups,
+    pub images: ImageStore,
+    pub slots: Arc<Slots>,
+    capacity: Resources,
+}
+
+impl Host {
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        now()
+    }
+
+    fn describe(&self) -> model::host::Host {
+        model::host::Host {
+            id: self.ledger.host().clone(),
+            incarnation: self.ledger.incarnation().to_owned(),
+            capacity: self.capacity,
+            isolation: Isolation::Container,
+            architecture: architecture().to_owned(),
+            connected_at: now(),
+        }
+    }
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// This machine's architecture in OCI's words.
+#[must_use]
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// An agent whose host is in order and whose tasks are found again.
+pub struct Agent {
+    host: Arc<Host>,
+    entries: Vec<Entry>,
+}
+
+impl Agent {
+    /// # Errors
+    /// A part of the host cannot be used.
+    pub async fn open(config: AgentConfig, network: Network) -> Result<Self, AgentError> {
+        let ledger = Ledger::open(&config.dir)?;
+        let entries = ledger.entries()?;
+        network.ensure_vpc(&config.vpc, config.vpc_cidr).await?;
+        let links = entries.iter().filter_map(|entry| entry.link.clone()).collect();
+        network.reconcile(links).await?;
+        let keep: Vec<_> = entries.iter().filter_map(|entry| entry.slot.clone()).collect();
+        let slots = SlotConfig {
+            dir: config.dir.clone(),
+            supervisor: config.supervisor,
+            vpc: config.vpc,
+            ready: config.ready_slots,
+        };
+        // Left-over sandboxes end before their cgroups can go.
+        let slots = Slots::open(slots, network.clone(), &keep).await?;
+        let cgroups = Cgroups::detect(&config.instance)?;
+        for task in cgroups.list()? {
+            if !entries.iter().any(|entry| entry.assignment.task == task) {
+                cgroups.open_task(&task).remove(LEFT_OVER_TIMEOUT)?;
+            }
+        }
+        let images = ImageStore::open(config.dir.join("images"), config.images)?;
+        for owner in images.lease_owners() {
+            if !entries.iter().any(|entry| entry.assignment.task.as_str() == owner) {
+                images.release(&owner).map_err(AgentError::Leases)?;
+            }
+        }
+        let host = Host { ledger, network, cgroups, images, slots, capacity: config.capacity };
+        Ok(Self { host: Arc::new(host), entries })
+    }
+
+    #[must_use]
+    pub fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    /// Serves a session until control closes it or `stop` becomes true. Tasks go on running.
+    ///
+    /// # Errors
+    /// The ledger cannot be read.
+    pub async fn run(self, end: AgentEnd, stop: watch::Receiver<bool>) -> Result<(), LedgerError> {
+        let (to_control, from_control) = session::split(end);
+        let session = session::Session::open(self.host, to_control, self.entries)?;
+        session.run(from_control, stop).await;
+        Ok(())
+    }
+}

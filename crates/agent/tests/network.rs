@@ -4,25 +4,32 @@ mod support;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use agent::instance::Instance;
-use agent::net::{InterfaceSpec, NetConfig, NetError, Network, TaskLink, configure_inside, netns};
+use agent::net::{InterfaceSpec, NameTable, NetConfig, NetError, Network, TaskLink, configure_inside, netns};
+use hickory_proto::op::{Message, OpCode, Query, ResponseCode};
+use hickory_proto::rr::rdata::A;
+use hickory_proto::rr::{RData, Record, RecordType};
 use model::network::{Cidr, Eni, Mac};
-use model::{EniId, SubnetId, VpcId};
+use model::{EniId, Region, SubnetId, VpcId};
 use support::on_private_host;
 
+/// On the host's loopback, as with systemd-resolved.
+const UPSTREAM_DNS: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 5353));
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// A host with the default VPC.
 struct Host {
     runtime: tokio::runtime::Runtime,
     state_dir: tempfile::TempDir,
-    network: Network,
+    /// `None` while the agent is down.
+    agent: Option<Network>,
     vpc: VpcId,
 }
 
@@ -35,12 +42,17 @@ impl Host {
         let vpc = VpcId::parse("vpc-0123456789abcdef0").unwrap();
         let network = open(&runtime, &state_dir);
         runtime.block_on(network.ensure_vpc(&vpc, cidr("172.31.0.0/16"))).unwrap();
-        Self { runtime, state_dir, network, vpc }
+        Self { runtime, state_dir, agent: Some(network), vpc }
     }
 
     /// As after a kill -9 of the agent: a new process finds what the old one left.
     fn crash_and_reopen(&mut self) {
-        self.network = open(&self.runtime, &self.state_dir);
+        self.agent = None;
+        self.agent = Some(open(&self.runtime, &self.state_dir));
+    }
+
+    fn network(&self) -> &Network {
+        self.agent.as_ref().unwrap()
     }
 
     fn task(&self, last: u8) -> Task {
@@ -48,8 +60,8 @@ impl Host {
         let eni = eni(&self.vpc, Ipv4Addr::new(172, 31, 0, last));
         let handle = OwnedFd::from(netns.try_clone().unwrap());
         let link = self.runtime.block_on(async {
-            let prepared = self.network.prepare(&self.vpc, handle).await.unwrap();
-            self.network.attach(prepared, &eni).await.unwrap()
+            let prepared = self.network().prepare(&self.vpc, handle).await.unwrap();
+            self.network().attach(prepared, &eni).await.unwrap()
         });
         Task { netns, eni, link }
     }
@@ -61,7 +73,9 @@ impl Host {
 
 fn open(runtime: &tokio::runtime::Runtime, state_dir: &tempfile::TempDir) -> Network {
     let instance = Instance::of(state_dir.path()).unwrap();
-    runtime.block_on(Network::open(NetConfig { instance })).unwrap()
+    let region = Region::parse("eu-central-1").unwrap();
+    let upstream_dns = Some(vec![UPSTREAM_DNS]);
+    runtime.block_on(Network::open(NetConfig { instance, region, upstream_dns })).unwrap()
 }
 
 struct Task {
@@ -257,7 +271,7 @@ fn the_outside_sees_the_hosts_address() {
         let host = Host::new();
         // As on a Docker host.
         sh("iptables -P FORWARD DROP");
-        host.runtime.block_on(host.network.reconcile(Vec::new())).unwrap();
+        host.runtime.block_on(host.network().reconcile(Vec::new())).unwrap();
         let outside = netns::create_anonymous().unwrap();
         sh(
             "ip link add wan0 type veth peer name wan1; ip addr add 198.51.100.1/24 dev wan0; ip link set wan0 up",
@@ -286,7 +300,7 @@ fn the_outside_sees_the_hosts_address() {
             Ok(TcpStream::connect_timeout(&task.address(80).into(), Duration::from_millis(300)).is_ok())
         });
         assert!(!inwards.unwrap());
-        host.runtime.block_on(host.network.teardown()).unwrap();
+        host.runtime.block_on(host.network().teardown()).unwrap();
         assert_eq!(stdout("iptables -S FORWARD").trim(), "-P FORWARD DROP");
     });
 }
@@ -299,10 +313,10 @@ fn a_crashed_agents_network_is_taken_over() {
         b.serve(80);
         let mut open_before = a.run(|| TcpStream::connect(b.address(80))).unwrap();
         host.crash_and_reopen();
-        assert_eq!(host.network.vpc_cidr(&host.vpc), Some(cidr("172.31.0.0/16")));
+        assert_eq!(host.network().vpc_cidr(&host.vpc), Some(cidr("172.31.0.0/16")));
         assert_eq!(a.fetch(b.address(80)).unwrap(), "hello", "before anything is said again");
         let keep = vec![a.link.clone(), b.link.clone()];
-        let missing = host.runtime.block_on(host.network.reconcile(keep.clone())).unwrap();
+        let missing = host.runtime.block_on(host.network().reconcile(keep.clone())).unwrap();
         assert_eq!(missing, []);
         let mut text = String::new();
         open_before.read_to_string(&mut text).unwrap();
@@ -311,13 +325,13 @@ fn a_crashed_agents_network_is_taken_over() {
         assert_eq!(gone.run(|| Ok(stdout("ip -o link show eth0"))).unwrap(), "");
         // A new task beside them, and reconciling again does not touch it.
         let new = host.task(8);
-        host.runtime.block_on(host.network.reconcile(keep)).unwrap();
+        host.runtime.block_on(host.network().reconcile(keep)).unwrap();
         assert_eq!(new.fetch(b.address(80)).unwrap(), "hello");
         // A task that died with its namespace is reported.
         let link = b.link.clone();
         drop(b.netns);
-        host.runtime.block_on(host.network.detach(&new.link)).unwrap();
-        host.runtime.block_on(host.network.detach(&new.link)).unwrap();
+        host.runtime.block_on(host.network().detach(&new.link)).unwrap();
+        host.runtime.block_on(host.network().detach(&new.link)).unwrap();
         assert!(new.fetch(a.address(80)).is_err());
         let _ = link;
     });
@@ -334,13 +348,13 @@ fn a_link_dies_with_its_namespace() {
         // The kernel takes namespaces down in the background.
         loop {
             host.crash_and_reopen();
-            let missing = host.runtime.block_on(host.network.reconcile(vec![link.clone()])).unwrap();
+            let missing = host.runtime.block_on(host.network().reconcile(vec![link.clone()])).unwrap();
             if missing == [link.clone()] {
                 break;
             }
             assert!(Instant::now() < deadline, "the link outlives its namespace");
         }
-        host.runtime.block_on(host.network.detach(&link)).unwrap();
+        host.runtime.block_on(host.network().detach(&link)).unwrap();
     });
 }
 
@@ -358,10 +372,10 @@ fn teardown_leaves_the_host_as_it_was() {
         let host = Host::new();
         let task = host.task(5);
         assert_ne!(look(), before);
-        host.runtime.block_on(host.network.teardown()).unwrap();
+        host.runtime.block_on(host.network().teardown()).unwrap();
         assert_eq!(look(), before);
         assert!(task.fetch("172.31.0.1:80".parse().unwrap()).is_err());
-        host.runtime.block_on(host.network.teardown()).unwrap();
+        host.runtime.block_on(host.network().teardown()).unwrap();
         let _ = host.instance();
     });
 }
@@ -374,11 +388,11 @@ fn blocks_in_use_are_refused() {
             "ip link add lan0 type veth peer name lan1; ip link set lan0 up; ip addr add 10.9.1.1/24 dev lan0",
         );
         let other = VpcId::parse("vpc-00000000000000009").unwrap();
-        let ensure = |block: &str| host.runtime.block_on(host.network.ensure_vpc(&other, cidr(block)));
+        let ensure = |block: &str| host.runtime.block_on(host.network().ensure_vpc(&other, cidr(block)));
         assert!(matches!(ensure("10.9.0.0/16"), Err(NetError::CidrInUse { .. })));
         assert!(matches!(ensure("172.31.16.0/20"), Err(NetError::CidrInUse { .. })));
         assert!(matches!(ensure("10.8.0.0/30"), Err(NetError::CidrTooSmall(_))));
-        let free = host.runtime.block_on(host.network.free_cidr(cidr("172.31.0.0/16"))).unwrap();
+        let free = host.runtime.block_on(host.network().free_cidr(cidr("172.31.0.0/16"))).unwrap();
         assert_eq!(free, cidr("172.30.0.0/16"));
         ensure("172.30.0.0/16").unwrap();
         ensure("172.30.0.0/16").unwrap();
@@ -392,23 +406,128 @@ fn vpcs_do_not_reach_each_other() {
         let near = host.task(5);
         near.serve(80);
         let other = VpcId::parse("vpc-00000000000000009").unwrap();
-        host.runtime.block_on(host.network.ensure_vpc(&other, cidr("172.30.0.0/16"))).unwrap();
+        host.runtime.block_on(host.network().ensure_vpc(&other, cidr("172.30.0.0/16"))).unwrap();
         let netns = netns::create_anonymous().unwrap();
         let mut eni = eni(&other, Ipv4Addr::new(172, 30, 0, 5));
         eni.gateway = Ipv4Addr::new(172, 30, 0, 1);
         let prepare = |vpc: &VpcId| {
             let handle = OwnedFd::from(netns.try_clone().unwrap());
-            host.runtime.block_on(host.network.prepare(vpc, handle)).unwrap()
+            host.runtime.block_on(host.network().prepare(vpc, handle)).unwrap()
         };
         // A link that was prepared for another VPC is refused, and its namespace can be used again.
-        let wrong = host.runtime.block_on(host.network.attach(prepare(&host.vpc), &eni));
+        let wrong = host.runtime.block_on(host.network().attach(prepare(&host.vpc), &eni));
         assert!(matches!(wrong, Err(NetError::WrongVpc { .. })));
-        let link = host.runtime.block_on(host.network.attach(prepare(&other), &eni)).unwrap();
+        let link = host.runtime.block_on(host.network().attach(prepare(&other), &eni)).unwrap();
         let far = Task { netns, eni, link };
         far.serve(80);
         assert_eq!(fetch(far.address(80)).unwrap(), "hello", "from the host");
         let (there, back) = (near.fetch(far.address(80)), far.fetch(near.address(80)));
         assert!(refused(&there) && refused(&back), "{there:?} {back:?}");
+    });
+}
+
+/// A DNS server on the host's loopback: UDP only, `outside.example` is 192.0.2.80, all else does
+/// not exist. Returns how many queries it has had.
+fn upstream() -> Arc<AtomicUsize> {
+    let socket = UdpSocket::bind(UPSTREAM_DNS).unwrap();
+    let count = Arc::new(AtomicUsize::new(0));
+    let counter = count.clone();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 1024];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            counter.fetch_add(1, Ordering::SeqCst);
+            let query = Message::from_vec(&buffer[..length]).unwrap();
+            let question = query.queries[0].clone();
+            let mut answer = Message::response(query.metadata.id, OpCode::Query);
+            answer.add_query(question.clone());
+            if question.name().to_ascii().eq_ignore_ascii_case("outside.example.") {
+                let data = RData::A(A(Ipv4Addr::new(192, 0, 2, 80)));
+                answer.add_answer(Record::from_rdata(question.name().clone(), 300, data));
+            } else {
+                answer.metadata.response_code = ResponseCode::NXDomain;
+            }
+            socket.send_to(&answer.to_vec().unwrap(), from).unwrap();
+        }
+    });
+    count
+}
+
+/// Asks the VPC's resolver from inside a task, over UDP or TCP.
+fn ask(task: &Task, name: &str, kind: RecordType, tcp: bool) -> (ResponseCode, Vec<String>) {
+    let mut query = Message::query();
+    query.add_query(Query::query(name.parse().unwrap(), kind));
+    let bytes = query.to_vec().unwrap();
+    let resolver = SocketAddrV4::new(task.eni.resolver, 53);
+    let answer = if tcp {
+        task.run(|| {
+            let mut stream = TcpStream::connect_timeout(&resolver.into(), DEADLINE)?;
+            stream.set_read_timeout(Some(DEADLINE))?;
+            stream.write_all(&[&u16::try_from(bytes.len()).unwrap().to_be_bytes()[..], &bytes].concat())?;
+            let mut length = [0; 2];
+            stream.read_exact(&mut length)?;
+            let mut answer = vec![0; usize::from(u16::from_be_bytes(length))];
+            stream.read_exact(&mut answer)?;
+            Ok(answer)
+        })
+        .unwrap()
+    } else {
+        let socket = task.udp(0);
+        socket.connect(resolver).unwrap();
+        socket.send(&bytes).unwrap();
+        let mut buffer = [0; 2048];
+        let length = socket.recv(&mut buffer).unwrap();
+        buffer[..length].to_vec()
+    };
+    let answer = Message::from_vec(&answer).unwrap();
+    assert_eq!(answer.metadata.id, query.metadata.id);
+    (answer.metadata.response_code, answer.answers.iter().map(|record| record.data.to_string()).collect())
+}
+
+#[test]
+fn the_resolver_answers_at_base_plus_two() {
+    on_private_host("the_resolver_answers_at_base_plus_two", || {
+        let mut host = Host::new();
+        let task = host.task(5);
+        let found = |text: &str| (ResponseCode::NoError, vec![text.to_owned()]);
+        let private = "ip-172-31-0-6.eu-central-1.compute.internal.";
+        // Its own names need no server elsewhere; the others say clearly that there is none.
+        assert_eq!(ask(&task, private, RecordType::A, false), found("172.31.0.6"));
+        assert_eq!(ask(&task, "outside.example.", RecordType::A, false).0, ResponseCode::ServFail);
+        let queries = upstream();
+        for tcp in [false, true] {
+            assert_eq!(ask(&task, private, RecordType::A, tcp), found("172.31.0.6"));
+            assert_eq!(
+                ask(&task, "5.0.31.172.in-addr.arpa.", RecordType::PTR, tcp),
+                found("ip-172-31-0-5.eu-central-1.compute.internal.")
+            );
+            assert_eq!(ask(&task, "outside.example.", RecordType::A, tcp), found("192.0.2.80"));
+            assert_eq!(ask(&task, "nobody.example.", RecordType::A, tcp).0, ResponseCode::NXDomain);
+        }
+        let asked = queries.load(Ordering::SeqCst);
+        assert_eq!(ask(&task, "OUTSIDE.example.", RecordType::A, false), found("192.0.2.80"));
+        assert_eq!(queries.load(Ordering::SeqCst), asked, "answered from the cache");
+
+        let table = NameTable {
+            zones: vec!["local".into()],
+            addresses: [("db.local".into(), vec![Ipv4Addr::new(172, 31, 0, 6)])].into(),
+            ..NameTable::default()
+        };
+        host.network().names(&host.vpc).unwrap().replace(table);
+        assert_eq!(ask(&task, "db.local.", RecordType::A, false), found("172.31.0.6"));
+
+        // Bytes that are no query do not stop it.
+        let socket = task.udp(0);
+        for bytes in [&b""[..], b"x", &[0xff; 12], &[0; 12], &[0xc0; 600]] {
+            socket.send_to(bytes, (task.eni.resolver, 53)).unwrap();
+        }
+        let mut silent = task.run(|| TcpStream::connect((task.eni.resolver, 53))).unwrap();
+        silent.write_all(&[0xff]).unwrap();
+        host.crash_and_reopen();
+        assert_eq!(ask(&task, "outside.example.", RecordType::A, true), found("192.0.2.80"));
+        // What listens there is not reached from the host.
+        assert!(
+            TcpStream::connect_timeout(&(task.eni.resolver, 53).into(), Duration::from_millis(300)).is_err()
+        );
     });
 }
 
@@ -426,13 +545,13 @@ fn cost_of_a_task() {
             let handle = OwnedFd::from(netns.try_clone().unwrap());
             host.runtime.block_on(async {
                 let start = Instant::now();
-                let prepared = host.network.prepare(&host.vpc, handle).await.unwrap();
+                let prepared = host.network().prepare(&host.vpc, handle).await.unwrap();
                 prepares.push(start.elapsed());
                 let start = Instant::now();
-                let link = host.network.attach(prepared, &eni).await.unwrap();
+                let link = host.network().attach(prepared, &eni).await.unwrap();
                 attaches.push(start.elapsed());
                 let start = Instant::now();
-                host.network.detach(&link).await.unwrap();
+                host.network().detach(&link).await.unwrap();
                 detaches.push(start.elapsed());
             });
         }

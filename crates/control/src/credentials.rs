@@ -56,15 +56,23 @@ impl AccessKey {
     /// # Errors
     /// The file cannot be read or written, or is no credentials file.
     pub fn load_or_create(path: &Path) -> Result<Self, KeyError> {
-        match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(path, &text),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        match Self::load(path) {
+            Err(KeyError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 let key = Self::random();
                 key.write(path)?;
                 Ok(key)
             }
-            Err(source) => Err(KeyError::Read { path: path.to_owned(), source }),
+            other => other,
         }
+    }
+
+    /// Reads the key from a file in the format of `~/.aws/credentials`.
+    ///
+    /// # Errors
+    /// The file cannot be read or is no credentials file.
+    pub fn load(path: &Path) -> Result<Self, KeyError> {
+        let text = std::fs::read_to_string(path);
+        Self::parse(path, &text.map_err(|source| KeyError::Read { path: path.to_owned(), source })?)
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, KeyError> {

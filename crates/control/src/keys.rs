@@ -28,28 +28,28 @@ impl Scope {
     /// Revisions sort by number.
     #[must_use]
     pub fn definition(&self, family: &str, revision: u32) -> String {
-        format!("ecs/definition/{}/{family}/{revision:010}", self.path())
+        format!("{DEFINITIONS}{}/{family}/{revision:010}", self.path())
     }
 
     #[must_use]
     pub fn definitions(&self) -> String {
-        format!("ecs/definition/{}/", self.path())
+        format!("{DEFINITIONS}{}/", self.path())
     }
 
     #[must_use]
     pub fn family_definitions(&self, family: &str) -> String {
-        format!("ecs/definition/{}/{family}/", self.path())
+        format!("{DEFINITIONS}{}/{family}/", self.path())
     }
 
-    /// The last revision number given out in a family.
+    /// A family of task definitions: the last revision number given out, and counts.
     #[must_use]
     pub fn family(&self, family: &str) -> String {
-        format!("ecs/family/{}/{family}", self.path())
+        format!("{FAMILIES}{}/{family}", self.path())
     }
 
     #[must_use]
     pub fn client_token(&self, cluster: &ClusterName, token: &str) -> String {
-        format!("ecs/client-token/{}/{cluster}/{token}", self.path())
+        format!("{CLIENT_TOKENS}{}/{cluster}/{token}", self.path())
     }
 
     #[must_use]
@@ -74,6 +74,11 @@ impl Scope {
     }
 }
 
+pub const DEFINITIONS: &str = "ecs/definition/";
+pub const FAMILIES: &str = "ecs/family/";
+pub const CLIENT_TOKENS: &str = "ecs/client-token/";
+/// Prefix of everything of ECS.
+pub const ECS: &str = "ecs/";
 pub const TASKS: &str = "ecs/task/";
 pub const ASSIGNMENTS: &str = "ecs/assignment/";
 pub const OBSERVATIONS: &str = "ecs/observation/";
@@ -98,6 +103,20 @@ impl TaskPath {
     pub fn of_task(task: &model::task::Task) -> Self {
         let scope = Scope { account: task.account.clone(), region: task.region.clone() };
         scope.task(&task.cluster, &task.id)
+    }
+
+    /// The account and region of the task.
+    #[must_use]
+    pub fn scope(&self) -> Option<Scope> {
+        let mut parts = self.0.split('/');
+        let account = AccountId::parse(parts.next()?).ok()?;
+        let region = Region::parse(parts.next()?).ok()?;
+        Some(Scope { account, region })
+    }
+
+    #[must_use]
+    pub fn task(&self) -> Option<TaskId> {
+        self.0.rsplit('/').next().and_then(|id| TaskId::parse(id).ok())
     }
 
     /// The intent: [`model::task::Task`].

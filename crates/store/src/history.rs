@@ -270,3 +270,58 @@ impl Committed {
         events + self.events.len() * size_of::<Event>() + size_of::<Committed>()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn delete(revision: u64, key: &str) -> Committed {
+        Committed { revision, events: vec![Event::Delete { key: key.to_owned() }] }
+    }
+
+    fn publish(history: &History, revisions: std::ops::RangeInclusive<u64>, key: &str) {
+        history.publish(revisions.map(|revision| delete(revision, key)).collect());
+    }
+
+    #[test]
+    fn a_follower_holds_so_many_and_no_more() {
+        let history = History::starting_after(7);
+        let slow = history.follow("a", None);
+        let idle = history.follow("b", None);
+        let most = MAX_PENDING as u64;
+        publish(&history, 8..=7 + most, "a/1");
+        let first = history.take(&slow).expect("one is pending").expect("it has not lagged");
+        assert_eq!(first.revision, Revision(8));
+        publish(&history, 8 + most..=9 + most, "a/1");
+        assert_eq!(history.take(&slow), Some(Err(WatchError::Lagged)));
+        assert_eq!(history.take(&idle), None);
+    }
+
+    #[test]
+    fn the_ring_is_bounded_by_number() {
+        let history = History::starting_after(0);
+        let most = MAX_TRANSACTIONS as u64;
+        publish(&history, 1..=most + 10, "a");
+        assert_eq!(history.lock().ring.len(), MAX_TRANSACTIONS);
+        let late = history.follow("", Some(Revision(9)));
+        let compacted = WatchError::Compacted { after: Revision(10) };
+        assert_eq!(history.take(&late), Some(Err(compacted)));
+        // In time for the ring, but with more to come than a follower holds.
+        let early = history.follow("", Some(Revision(10)));
+        assert_eq!(history.take(&early), Some(Err(WatchError::Lagged)));
+        let just = history.follow("", Some(Revision(most)));
+        assert_eq!(history.take(&just).map(|batch| batch.map(|b| b.revision)), Some(Ok(Revision(most + 1))));
+    }
+
+    #[test]
+    fn a_follower_that_has_gone_leaves_nothing() {
+        let history = History::starting_after(0);
+        let followers = ["", "a", "a", "ab"].map(|prefix| history.follow(prefix, None));
+        publish(&history, 1..=3, "abc");
+        for follower in &followers {
+            history.unfollow(follower);
+        }
+        let state = history.lock();
+        assert!(state.followers.is_empty() && state.by_prefix.is_empty() && state.lengths.is_empty());
+    }
+}

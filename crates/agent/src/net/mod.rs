@@ -17,28 +17,37 @@ mod names;
 mod netlink;
 pub mod netns;
 mod nft_set;
+pub mod resolver;
 mod router;
 mod task_link;
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use model::VpcId;
 use model::network::{Cidr, Eni};
+use model::{Region, VpcId};
 
 pub use error::NetError;
 pub use netlink::{Netlink, NetlinkError};
+pub use resolver::{LocalNames, NameTable, Service};
 pub use router::{ROUTER_MAC, Router};
 pub use task_link::{InterfaceSpec, PreparedLink, TASK_METADATA_ADDRESS, TaskLink, configure_inside};
 
 use crate::instance::Instance;
 use netlink::Request;
+use resolver::{Forwarder, LocalZone, Resolver};
 
 /// How this instance's network is set up.
 #[derive(Debug, Clone)]
 pub struct NetConfig {
     pub instance: Instance,
+    /// Part of private DNS names.
+    pub region: Region,
+    /// Where names that are not the VPC's are asked for; `None` for the servers of the host's
+    /// `/etc/resolv.conf`.
+    pub upstream_dns: Option<Vec<SocketAddr>>,
 }
 
 /// The host's network. Cheap to clone; all clones are one.
@@ -52,6 +61,8 @@ struct Inner {
     config: NetConfig,
     host: Netlink,
     routers: Mutex<BTreeMap<VpcId, Arc<Router>>>,
+    resolvers: Mutex<BTreeMap<VpcId, Resolver>>,
+    forwarder: Arc<Forwarder>,
     /// Links made by this process, and what was attached to them: `reconcile` leaves them alone.
     live_links: Mutex<HashMap<String, Option<TaskLink>>>,
     /// Held while routers or the host's rules change.
@@ -63,10 +74,13 @@ impl Network {
     /// instance left. Changes nothing else. Needs CAP_NET_ADMIN and CAP_SYS_ADMIN.
     pub async fn open(config: NetConfig) -> Result<Self, NetError> {
         let host = Netlink::open().map_err(NetError::io("open a netlink socket"))?;
+        let forwarder = Arc::new(Forwarder::new(config.upstream_dns.clone()));
         let inner = Inner {
             config,
             host,
             routers: Mutex::default(),
+            resolvers: Mutex::default(),
+            forwarder,
             live_links: Mutex::default(),
             set_up: Mutex::default(),
         };
@@ -107,6 +121,11 @@ impl Network {
     /// The block of a VPC that has a router here.
     pub fn vpc_cidr(&self, vpc: &VpcId) -> Option<Cidr> {
         self.inner.router(vpc).ok().map(|router| router.cidr)
+    }
+
+    /// The names that a VPC's resolver answers itself, beside those of addresses.
+    pub fn names(&self, vpc: &VpcId) -> Option<LocalNames> {
+        lock(&self.inner.resolvers).get(vpc).map(|resolver| resolver.names().clone())
     }
 
     /// Makes a link between the VPC's router and a task's namespace, up on both ends but without
@@ -206,8 +225,21 @@ impl Inner {
         vpcs.push((vpc, cidr));
         self.apply_host_rules(&vpcs)?;
         let router = Router::ensure(&self.config.instance, vpc, cidr, &self.host)?;
+        self.ensure_resolver(&router)?;
         lock(&self.routers).insert(vpc.clone(), Arc::new(router));
         enable_forwarding()
+    }
+
+    fn ensure_resolver(&self, router: &Router) -> Result<(), NetError> {
+        let mut resolvers = lock(&self.resolvers);
+        if resolvers.contains_key(&router.vpc) {
+            return Ok(());
+        }
+        let zone = LocalZone::new(router.cidr, &self.config.region, LocalNames::default());
+        let resolver = Resolver::start(router.netns(), router.resolver, zone, self.forwarder.clone())
+            .map_err(NetError::io(format!("start the resolver at {}", router.resolver)))?;
+        resolvers.insert(router.vpc.clone(), resolver);
+        Ok(())
     }
 
     fn apply_host_rules(&self, vpcs: &[(&VpcId, Cidr)]) -> Result<(), NetError> {
@@ -351,6 +383,7 @@ impl Inner {
     fn teardown(&self) -> Result<(), NetError> {
         let _guard = lock(&self.set_up);
         let instance = &self.config.instance;
+        lock(&self.resolvers).clear();
         for router in std::mem::take(&mut *lock(&self.routers)).into_values() {
             for link in router.task_links()? {
                 self.forget(&router, &link.name);

@@ -36,6 +36,9 @@ pub enum RegistryError {
     /// The image has as many tags as it may.
     #[error("an image has at most {0} tags")]
     TooManyTags(usize),
+    /// The image is in as many manifest lists as it may.
+    #[error("an image is in at most {0} manifest lists of a repository")]
+    TooManyLists(usize),
     /// The repository would have more resource tags than it may.
     #[error("a repository has at most {0} tags")]
     TooManyResourceTags(usize),

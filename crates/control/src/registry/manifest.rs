@@ -38,6 +38,9 @@ pub struct Descriptor {
     pub size: u64,
 }
 
+/// The longest media or artifact type (RFC 6838 §4.2: two names of at most 127 characters).
+const MAX_MEDIA_TYPE: usize = 255;
+
 /// What the registry needs to know of a manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
@@ -172,6 +175,14 @@ pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Manifest, Regis
     }
     if !list && (document.config.is_none() || document.layers.is_none()) {
         return Err(invalid("an image manifest has a config and layers"));
+    }
+    let types =
+        [&document.artifact_type, &document.config.as_ref().and_then(|config| config.media_type.clone())]
+            .into_iter()
+            .flatten()
+            .any(|text| text.len() > MAX_MEDIA_TYPE);
+    if types {
+        return Err(invalid("a media type has at most 255 characters"));
     }
     let config = document.config.map(RawDescriptor::check).transpose()?;
     Ok(Manifest {

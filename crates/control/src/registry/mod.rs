@@ -159,9 +159,12 @@ impl Registry {
 
     /// The repository and reference that an image name such as `localhost:4566/team/app:v1` means, if
     /// it names an image of this registry: without tag and digest it is `latest`, with both the digest
-    /// counts.
+    /// counts. The host's names for itself are taken for each other.
     pub fn resolve(&self, image: &str) -> Option<(RepositoryName, Reference)> {
-        let rest = image.strip_prefix(self.host())?.strip_prefix('/')?;
+        let (host, rest) = image.split_once('/')?;
+        if !same_host(host, self.host()) {
+            return None;
+        }
         let (name, digest) = match rest.split_once('@') {
             Some((name, digest)) => (name, Some(digest)),
             None => (rest, None),
@@ -239,6 +242,17 @@ impl Registry {
     }
 }
 
+/// Whether two of `host:port` are the same, if only by two names of the loopback.
+fn same_host(one: &str, other: &str) -> bool {
+    let split = |host| match str::rsplit_once(host, ':') {
+        Some((name, port)) if !port.ends_with(']') => (name, port),
+        _ => (host, ""),
+    };
+    let ((one, one_port), (other, other_port)) = (split(one), split(other));
+    let loopback = |name: &str| matches!(name, "localhost" | "127.0.0.1" | "[::1]");
+    one_port == other_port && (one == other || (loopback(one) && loopback(other)))
+}
+
 /// The key that signs tokens, made at the first start.
 async fn load_token_key(store: &Store) -> Result<TokenKey, OpenError> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| OpenError::Store(error);
@@ -264,4 +278,38 @@ async fn load_token_key(store: &Store) -> Result<TokenKey, OpenError> {
 fn make_private_directory(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn image_names_are_resolved() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open_embedded(&directory.path().join("state.db")).unwrap();
+        let options = RegistryOptions::new("localhost:4566");
+        let registry = Registry::open(directory.path(), store, options).await.unwrap();
+        let resolve = |image: &str| {
+            registry.resolve(image).map(|(name, reference)| (name.to_string(), reference.to_string()))
+        };
+        let found = |name: &str, reference: &str| Some((name.to_owned(), reference.to_owned()));
+        let digest = Digest::of(b"x").to_string();
+        assert_eq!(resolve("localhost:4566/team/app:v1"), found("team/app", "v1"));
+        assert_eq!(resolve("127.0.0.1:4566/app"), found("app", "latest"));
+        assert_eq!(resolve("[::1]:4566/app:v1"), found("app", "v1"));
+        assert_eq!(resolve(&format!("localhost:4566/app:v1@{digest}")), found("app", &digest));
+        for other in [
+            "localhost:4567/app",
+            "localhost/app",
+            "app:v1",
+            "docker.io/library/app",
+            "localhost:4566.example/app",
+            "localhost:4566/../app",
+            "localhost:4566/app:",
+            "localhost:4566/app@sha256:00",
+        ] {
+            assert_eq!(resolve(other), None, "{other}");
+        }
+    }
 }

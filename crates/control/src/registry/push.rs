@@ -63,15 +63,21 @@ impl Registry {
         &self,
         namespace: &Namespace,
         name: &RepositoryName,
-        session: &Session,
+        session: &Arc<Session>,
         digest: Digest,
     ) -> Result<u64, RegistryError> {
-        // Long work (hashing, syncing) before the collector is held up.
-        let sealed = self.inner.uploads.seal(session, digest).await?;
-        let _kept = self.inner.collector.read().await;
-        let bytes = sealed.adopt(&self.inner.blobs).await?;
-        self.link_blob(namespace, name, &digest, bytes, self.now()).await?;
-        Ok(bytes)
+        let (registry, namespace, name, session) =
+            (self.clone(), namespace.clone(), name.clone(), session.clone());
+        // On a task of its own: a client that goes away does not stop it between file and link.
+        let finished = tokio::spawn(async move {
+            // Long work (hashing, syncing) before the collector is held up.
+            let sealed = registry.inner.uploads.seal(&session, digest).await?;
+            let _kept = registry.inner.collector.read().await;
+            let bytes = sealed.adopt(&registry.inner.blobs).await?;
+            registry.link_blob(&namespace, &name, &digest, bytes, registry.now()).await?;
+            Ok(bytes)
+        });
+        finished.await.unwrap_or_else(|error| Err(std::io::Error::other(error).into()))
     }
 
     /// Cancels the upload.

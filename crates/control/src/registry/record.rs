@@ -167,6 +167,9 @@ pub const TOKEN_KEY: &str = "registry/token-key";
 /// All blob links of all accounts.
 pub const BLOB_LINKS: &str = "registry/blob/";
 
+/// All repositories of all accounts with what is in them.
+pub const ALL: &str = "ecr/";
+
 /// All images of all accounts.
 pub const IMAGES: &str = "ecr/image/";
 

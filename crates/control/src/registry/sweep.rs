@@ -12,8 +12,8 @@ use super::error::RegistryError;
 use super::lifecycle::{Candidate, Policy};
 use super::name::{Digest, Namespace, RepositoryName};
 use super::record::{
-    BLOB_LINKS, BlobLink, IMAGES, ImageRecord, LIFECYCLE_POLICIES, LifecyclePolicyRecord, parse_blob_link,
-    parse_image, parse_lifecycle_policy,
+    ALL, BLOB_LINKS, BlobLink, IMAGES, ImageRecord, LIFECYCLE_POLICIES, LifecyclePolicyRecord,
+    parse_blob_link, parse_image, parse_lifecycle_policy,
 };
 
 /// Keys read at once.
@@ -48,6 +48,14 @@ impl Registry {
         swept.unlinked_blobs = self.unlink_unreferenced(now).await?;
         self.remove_unlinked_files(&mut swept).await?;
         Ok(swept)
+    }
+
+    /// Empties the registry: repositories, images and uploads of all accounts, and their files. Tokens
+    /// stay good. For servers whose state is thrown away; not meant to run beside pushes.
+    pub async fn clear(&self) -> Result<(), RegistryError> {
+        self.inner.uploads.clear().await?;
+        self.store().commit(Txn::new().delete_prefix(ALL).delete_prefix(BLOB_LINKS)).await?;
+        self.remove_unlinked_files(&mut Swept::default()).await
     }
 
     async fn apply_lifecycle_policies(&self, now: Timestamp) -> Result<usize, RegistryError> {

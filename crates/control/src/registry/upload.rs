@@ -13,7 +13,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
@@ -31,6 +31,8 @@ use super::name::{Digest, Namespace, RepositoryName, UploadId};
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// How long a client may send nothing in the middle of a body.
 const BODY_IDLE: Duration = Duration::from_secs(60);
+/// How long nobody has written to a session that makes room for a new one.
+const ABANDONED: Duration = Duration::from_secs(600);
 /// Chunks between the network and the disk; hyper's are at most some hundred KiB.
 const CHUNKS_IN_FLIGHT: usize = 8;
 
@@ -84,6 +86,10 @@ impl Session {
     /// Its id.
     pub fn id(&self) -> UploadId {
         self.id
+    }
+
+    fn is_of(&self, namespace: &Namespace) -> bool {
+        self.owner.namespace.account == namespace.account
     }
 
     fn data(&self) -> PathBuf {
@@ -179,12 +185,16 @@ impl Uploads {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins an upload to `repository`.
+    /// Begins an upload to `repository`. An account that has as many as it may loses the one that was
+    /// left alone the longest, if that is long: clients that are interrupted do not cancel.
     pub async fn begin(
         &self,
         namespace: &Namespace,
         repository: &RepositoryName,
     ) -> Result<Arc<Session>, RegistryError> {
+        if self.count(namespace) >= self.limits.max_per_account {
+            self.drop_abandoned(namespace).await;
+        }
         let id = UploadId::random();
         let session = Arc::new(Session {
             id,
@@ -199,8 +209,7 @@ impl Uploads {
         {
             // Counted and inserted in one step, so that the bound holds under concurrency.
             let mut sessions = self.sessions();
-            let open =
-                sessions.values().filter(|other| other.owner.namespace.account == namespace.account).count();
+            let open = sessions.values().filter(|other| other.is_of(namespace)).count();
             if open >= self.limits.max_per_account {
                 return Err(RegistryError::TooManyUploads(open));
             }
@@ -332,23 +341,53 @@ impl Uploads {
 
     /// Cancels the sessions that nobody has written to for their lifetime before `now`. Returns how
     /// many.
-    pub async fn expire(&self, now: std::time::SystemTime) -> usize {
-        let sessions: Vec<_> = self.sessions().values().cloned().collect();
+    pub async fn expire(&self, now: SystemTime) -> usize {
         let mut expired = 0;
-        for session in sessions {
-            // One that is being written to is in use.
-            if session.state.try_lock().is_err() {
-                continue;
-            }
-            let changed = fs::metadata(session.data())
-                .or_else(|_| fs::metadata(&session.directory))
-                .and_then(|metadata| metadata.modified());
-            let idle = changed.ok().and_then(|at| now.duration_since(at).ok());
-            if idle.is_some_and(|idle| idle >= self.limits.lifetime) && self.cancel(&session).await.is_ok() {
+        for (idle, session) in self.idle(now, |_| true) {
+            if idle >= self.limits.lifetime && self.cancel(&session).await.is_ok() {
                 expired += 1;
             }
         }
         expired
+    }
+
+    /// Cancels all sessions.
+    pub async fn clear(&self) -> Result<(), RegistryError> {
+        let sessions: Vec<_> = self.sessions().values().cloned().collect();
+        for session in sessions {
+            match self.cancel(&session).await {
+                Ok(()) | Err(RegistryError::UploadUnknown(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&self, namespace: &Namespace) -> usize {
+        self.sessions().values().filter(|session| session.is_of(namespace)).count()
+    }
+
+    /// Cancels the account's session that was left alone the longest, if that is long.
+    async fn drop_abandoned(&self, namespace: &Namespace) {
+        let idle = self.idle(SystemTime::now(), |session| session.is_of(namespace));
+        if let Some((_, session)) =
+            idle.into_iter().max_by_key(|(idle, _)| *idle).filter(|(idle, _)| *idle >= ABANDONED)
+        {
+            // If it goes on after all, there is no room.
+            let _ = self.cancel(&session).await;
+        }
+    }
+
+    /// The sessions that nobody is writing to, with the time since somebody did.
+    fn idle(&self, now: SystemTime, which: impl Fn(&Session) -> bool) -> Vec<(Duration, Arc<Session>)> {
+        let sessions: Vec<_> = self.sessions().values().filter(|session| which(session)).cloned().collect();
+        let idle = sessions.into_iter().filter_map(|session| {
+            let _unused = session.state.try_lock().ok()?;
+            let changed = fs::metadata(session.data()).and_then(|metadata| metadata.modified());
+            let idle = now.duration_since(changed.ok()?).ok()?;
+            Some((idle, session.clone()))
+        });
+        idle.collect()
     }
 }
 

@@ -4,6 +4,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use control::api::Caller;
 use control::registry::{Digest, Namespace, Registry, RegistryOptions, RepositoryName};
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
@@ -25,13 +29,31 @@ pub fn name(text: &str) -> RepositoryName {
     text.parse().unwrap()
 }
 
+/// The ECR API without signatures: the caller is always the account's root.
+async fn ecr_api(State(registry): State<Registry>, request: axum::extract::Request) -> Response {
+    let caller = Caller {
+        account: namespace().account,
+        region: namespace().region,
+        principal_arn: "arn:aws:iam::123456789012:root".to_owned(),
+        request_id: "0".repeat(36),
+    };
+    let (parts, body) = request.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    let routed = aws_api::route(&parts, &body).unwrap();
+    match control::api::ecr::dispatch(&registry, &caller, &routed, &body).await {
+        Ok(control::api::Answer::Whole(response)) => response.map(Body::from),
+        Ok(control::api::Answer::Stream(response)) => response,
+        Err(error) => routed.encode_error(&error, &caller.request_id).map(Body::from),
+    }
+}
+
 /// A registry that is served until it is dropped.
 pub struct Server {
     pub registry: Registry,
     pub address: SocketAddr,
     pub directory: PathBuf,
     pub password: String,
-    client: Client<HttpConnector, Full<Bytes>>,
+    client: HttpClient,
     task: tokio::task::JoinHandle<()>,
     _temporary: Option<TempDir>,
 }
@@ -71,6 +93,36 @@ impl Answer {
     }
 }
 
+pub type HttpClient = Client<HttpConnector, Full<Bytes>>;
+
+pub fn http_client() -> HttpClient {
+    Client::builder(TokioExecutor::new()).build_http()
+}
+
+/// Sends a request and reads the response. Headers with empty values are left out.
+pub async fn send(
+    client: &HttpClient,
+    address: SocketAddr,
+    authorization: &str,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Bytes,
+) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+    let mut request = Request::builder().method(method).uri(format!("http://{address}{path}"));
+    let authorization = [("authorization", authorization)];
+    let others = headers.iter().filter(|(name, _)| *name != "authorization");
+    for (name, value) in authorization.iter().chain(others) {
+        if !value.is_empty() {
+            request = request.header(*name, *value);
+        }
+    }
+    let response = client.request(request.body(Full::new(body))?).await?;
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await?.to_bytes();
+    Ok(Answer { status: parts.status, headers: parts.headers, body })
+}
+
 impl Server {
     pub async fn start() -> Self {
         Self::start_with(|_| ()).await
@@ -91,7 +143,8 @@ impl Server {
         change(&mut options);
         let store = Store::open_embedded(&directory.join("state.db")).unwrap();
         let registry = Registry::open(&directory.join("registry"), store, options).await.unwrap();
-        let router = registry.router();
+        let api = axum::Router::new().fallback(ecr_api).with_state(registry.clone());
+        let router = registry.router().merge(api);
         let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         let (token, _) = registry.mint_token(&namespace(), "arn:aws:iam::123456789012:root");
         Self {
@@ -99,7 +152,7 @@ impl Server {
             address,
             directory: directory.to_owned(),
             password: token.secret().to_owned(),
-            client: Client::builder(TokioExecutor::new()).build_http(),
+            client: http_client(),
             task,
             _temporary: None,
         }
@@ -118,19 +171,10 @@ impl Server {
         body: impl Into<Bytes>,
     ) -> Answer {
         let path = path.strip_prefix(&format!("http://{}", self.address)).unwrap_or(path);
-        let mut request = Request::builder().method(method).uri(format!("http://{}{path}", self.address));
-        if !headers.iter().any(|(name, _)| *name == "authorization") {
-            request = request.header("authorization", self.authorization());
-        }
-        for (name, value) in headers {
-            if !value.is_empty() {
-                request = request.header(*name, *value);
-            }
-        }
-        let response = self.client.request(request.body(Full::new(body.into())).unwrap()).await.unwrap();
-        let (parts, body) = response.into_parts();
-        let body = body.collect().await.unwrap().to_bytes();
-        Answer { status: parts.status, headers: parts.headers, body }
+        let given = headers.iter().find(|(name, _)| *name == "authorization");
+        let authorization = given.map_or_else(|| self.authorization(), |(_, value)| (*value).to_owned());
+        let sent = send(&self.client, self.address, &authorization, method, path, headers, body.into());
+        sent.await.unwrap()
     }
 
     pub async fn get(&self, path: &str) -> Answer {

@@ -2,6 +2,7 @@
 
 mod clients;
 mod content;
+mod ecr;
 mod harness;
 mod images;
 mod restart;

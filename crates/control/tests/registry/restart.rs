@@ -7,11 +7,12 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use control::registry::Digest;
 use http::Method;
 
-use crate::harness::{Server, eventually};
+use crate::harness::{OCI_MANIFEST, Server, eventually, image_manifest, send};
 
 const DIRECTORY: &str = "CORACLE_TEST_REGISTRY_DIRECTORY";
 
@@ -93,6 +94,78 @@ async fn an_upload_survives_a_kill() {
     server.send(Method::PATCH, &location, &[], content[received..].to_vec()).await.expect(202);
     server.send(Method::PUT, &format!("{location}?digest={digest}"), &[], "").await.expect(201);
     assert!(server.get(&format!("/v2/app/blobs/{digest}")).await.expect(200).body == content);
+}
+
+/// Pushes image after image to a process that is killed so many microseconds after the `round`th was
+/// answered. Returns the tags whose pushes were answered.
+async fn push_until_killed(mut process: Process, round: usize, after: u64) -> Vec<String> {
+    let authorization = crate::harness::basic("AWS", &process.password);
+    let (client, address) = (crate::harness::http_client(), process.address);
+    let (count, mut counted) = tokio::sync::watch::channel(0);
+    let pushing = tokio::spawn(async move {
+        let mut answered = Vec::new();
+        let push = async |method, path: String, headers: &[(&str, &str)], body: Vec<u8>| {
+            let sent = send(&client, address, &authorization, method, &path, headers, body.into());
+            sent.await.ok().filter(|answer| answer.status == 201).map(|_| ())
+        };
+        for number in 0.. {
+            let layer = layer(round, number);
+            let pushed = async {
+                for content in [b"{}".to_vec(), layer.clone()] {
+                    let path = format!("/v2/app/blobs/uploads/?digest={}", Digest::of(&content));
+                    push(Method::POST, path, &[], content).await?;
+                }
+                let manifest = image_manifest(b"{}", &layer).into_bytes();
+                // One tag of its own, and one that moves.
+                for tag in [format!("v{round}-{number}"), "latest".to_owned()] {
+                    let path = format!("/v2/app/manifests/{tag}");
+                    push(Method::PUT, path, &[("content-type", OCI_MANIFEST)], manifest.clone()).await?;
+                }
+                Some(())
+            };
+            if pushed.await.is_none() {
+                break;
+            }
+            answered.push(format!("v{round}-{number}"));
+            count.send_replace(answered.len());
+        }
+        answered
+    });
+    counted.wait_for(|count| *count > round).await.unwrap();
+    // The moment of the kill within a push is what is varied; nothing is waited for.
+    tokio::time::sleep(Duration::from_micros(after)).await;
+    process.child.kill().unwrap();
+    process.child.wait().unwrap();
+    pushing.await.unwrap()
+}
+
+fn layer(round: usize, number: usize) -> Vec<u8> {
+    format!("layer {round} {number} ").repeat(2000 + number).into_bytes()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_answered_survives_kills_at_any_moment() {
+    let directory = tempfile::Builder::new().prefix("registry-test-").tempdir().unwrap();
+    let mut answered = Vec::new();
+    for (round, after) in [0, 1_300, 3_700, 6_100, 9_000, 14_000, 19_000, 27_000].into_iter().enumerate() {
+        answered.extend(push_until_killed(Process::start(directory.path()), round, after).await);
+    }
+    assert!(!answered.is_empty());
+    let server = Server::start_in(directory.path(), |options| options.collect_after = Duration::ZERO).await;
+    server.registry.sweep(control::clock::Clock::system().now()).await.unwrap();
+    let listed = server.get("/v2/app/tags/list").await.expect(200).json();
+    for tag in listed["tags"].as_array().unwrap() {
+        // Everything that has a name is whole, answered or not.
+        let manifest = server.get(&format!("/v2/app/manifests/{}", tag.as_str().unwrap())).await.expect(200);
+        assert_eq!(Digest::of(&manifest.body).to_string(), manifest.header("docker-content-digest"));
+        let digest = manifest.json()["layers"][0]["digest"].as_str().unwrap().to_owned();
+        let blob = server.get(&format!("/v2/app/blobs/{digest}")).await.expect(200);
+        assert_eq!(Digest::of(&blob.body).to_string(), digest);
+    }
+    for tag in answered {
+        assert!(listed["tags"].as_array().unwrap().contains(&tag.clone().into()), "{tag} is lost");
+    }
+    assert_eq!(std::fs::read_dir(directory.path().join("registry/incoming")).unwrap().count(), 0);
 }
 
 #[tokio::test]

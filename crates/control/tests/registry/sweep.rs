@@ -127,6 +127,19 @@ async fn old_uploads_expire() {
     server.get(location).await.expect(404);
 }
 
+#[tokio::test]
+async fn a_cleared_registry_is_empty() {
+    let server = Server::start().await;
+    server.push_image("app", "v1", b"layer").await;
+    let begun = server.send(Method::POST, "/v2/app/blobs/uploads/", &[], "").await.expect(202);
+    server.registry.clear().await.unwrap();
+    assert_eq!(server.get("/v2/_catalog").await.json()["repositories"], serde_json::json!([]));
+    server.get(begun.header("location")).await.expect(404);
+    assert!(!server.blob_file(&Digest::of(b"layer")).exists());
+    server.push_image("app", "v1", b"layer").await;
+    server.get("/v2/app/manifests/v1").await.expect(200);
+}
+
 /// Pushes and sweeps without any grace, all at once: every push that was answered is whole.
 #[tokio::test(flavor = "multi_thread")]
 async fn sweeps_and_pushes_do_not_hurt_each_other() {

@@ -120,6 +120,43 @@ async fn limits_hold() {
 }
 
 #[tokio::test]
+async fn abandoned_uploads_make_room() {
+    let server = Server::start_with(|options| options.uploads.max_per_account = 2).await;
+    let mut locations = Vec::new();
+    for _ in 0..2 {
+        let begun = server.send(Method::POST, "/v2/app/blobs/uploads/", &[], "").await.expect(202);
+        locations.push(begun.header("location").to_owned());
+    }
+    server.send(Method::POST, "/v2/app/blobs/uploads/", &[], "").await.expect(429);
+    let id = locations[0].rsplit('/').next().unwrap();
+    let data = server.directory.join("registry/uploads").join(id).join("data");
+    let hour_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    std::fs::File::options().write(true).open(data).unwrap().set_modified(hour_ago).unwrap();
+    server.send(Method::POST, "/v2/app/blobs/uploads/", &[], "").await.expect(202);
+    server.get(&locations[0]).await.expect(404);
+    server.get(&locations[1]).await.expect(204);
+}
+
+#[tokio::test]
+async fn an_interrupted_whole_upload_leaves_no_session() {
+    let server = Server::start().await;
+    let mut connection = std::net::TcpStream::connect(server.address).unwrap();
+    write!(
+        connection,
+        "POST /v2/app/blobs/uploads/?digest={} HTTP/1.1\r\nhost: x\r\nauthorization: {}\r\n\
+         content-length: 1000\r\n\r\nhalf",
+        Digest::of(b"x"),
+        server.authorization(),
+    )
+    .unwrap();
+    let uploads = server.directory.join("registry/uploads");
+    let sessions = || std::fs::read_dir(&uploads).unwrap().count();
+    eventually("the session", async || sessions() == 1).await;
+    drop(connection);
+    eventually("its end", async || sessions() == 0).await;
+}
+
+#[tokio::test]
 async fn a_mount_shares_the_file() {
     let server = Server::start().await;
     let digest = server.push_blob("one", b"shared").await;

@@ -256,3 +256,23 @@ async fn a_draft_left_by_a_crash_hinders_nothing() {
     filled(&path).await;
     Store::open_embedded(&path).unwrap();
 }
+
+/// Commits whose callers did not wait: queued is queued.
+#[tokio::test]
+async fn dropping_the_last_handle_finishes_what_is_queued() {
+    let dir = temp_dir();
+    let path = dir.path().join("store.db");
+    let store = Store::open_embedded(&path).unwrap();
+    for n in 0..300 {
+        let commit = store.commit(Txn::new().put(format!("k/{n}"), "x"));
+        tokio::select! {
+            biased;
+            committed = commit => drop(committed.unwrap()),
+            _ = std::future::ready(()) => {}
+        }
+    }
+    drop(store);
+    assert_eq!(beside(&path), std::slice::from_ref(&path), "it is closed when the handle is gone");
+    let store = Store::open_embedded(&path).unwrap();
+    assert_eq!(store.range(Range::prefix("k/")).await.unwrap().kvs.len(), 300);
+}

@@ -109,6 +109,7 @@ impl Target {
                 }
             }
             error @ (RegistryError::TooManyTags(_)
+            | RegistryError::TooManyLists(_)
             | RegistryError::TooManyUploads(_)
             | RegistryError::BlobTooLarge(_)) => ecr::limit_exceeded_exception(error.to_string()),
             error @ RegistryError::TooManyResourceTags(_) => ecr::too_many_tags_exception(error.to_string()),

@@ -10,9 +10,8 @@ use crate::registry::{Digest, Reference, Registry, RegistryError, Tag};
 
 /// An image id as the messages write it.
 pub fn describe_id(id: &ImageIdentifier) -> String {
-    let word =
-        |value: &Option<String>| value.as_ref().map_or("null".to_owned(), |value| format!("'{value}'"));
-    format!("{{imageDigest:{}, imageTag:{}}}", word(&id.image_digest), word(&id.image_tag))
+    let word = |value: &Option<String>| value.clone().unwrap_or("null".to_owned());
+    format!("{{imageDigest:'{}', imageTag:'{}'}}", word(&id.image_digest), word(&id.image_tag))
 }
 
 /// The image with this digest and tag.

@@ -14,6 +14,9 @@ use super::{Decision, expect, repository, transact};
 /// The most tags that one image can have (ECR service quotas, "Tags per image").
 pub const MAX_TAGS: usize = 1_000;
 
+/// The most manifest lists of a repository that one image can be in.
+const MAX_PARENTS: usize = 5_000;
+
 /// The most tags that go in one transaction with an image (see `store::MAX_TXN_OPERATIONS`, and
 /// `manifest.rs` for the most that a list refers to).
 const TAGS_AT_ONCE: usize = 200;
@@ -254,6 +257,9 @@ impl Registry {
                     image.image_bytes = image.image_bytes.max(record.image_bytes);
                     image.children.push(child.digest);
                     record.parents.insert(digest);
+                    if record.parents.len() > MAX_PARENTS {
+                        return Err(RegistryError::TooManyLists(MAX_PARENTS));
+                    }
                 }
                 None => missing.push(child.digest),
             }

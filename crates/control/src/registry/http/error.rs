@@ -153,7 +153,7 @@ impl From<RegistryError> for ApiError {
             | RegistryError::RepositoryExists(_)
             | RegistryError::RepositoryNotEmpty(_) => Code::Denied,
             RegistryError::BlobUnknown(_) => Code::BlobUnknown,
-            RegistryError::ManifestInvalid(_) => Code::ManifestInvalid,
+            RegistryError::TooManyLists(_) | RegistryError::ManifestInvalid(_) => Code::ManifestInvalid,
             RegistryError::ManifestUnsupported(_) => Code::ManifestInvalid,
             RegistryError::LayersNotFound(_) | RegistryError::ReferencedImagesNotFound(_) => {
                 Code::ManifestBlobUnknown

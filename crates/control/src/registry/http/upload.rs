@@ -34,15 +34,21 @@ pub async fn begin(call: Call, body: Body, name: RepositoryName) -> Result<Respo
         return accepted(&name, session.id(), 0, StatusCode::ACCEPTED);
     };
     let body = body.into_data_stream();
-    let stored = async {
-        registry.append_upload(&session, Some(0), None, body).await?;
-        registry.finish_upload(&call.namespace, &name, &session, digest).await
-    };
-    if let Err(error) = stored.await {
-        // The client was never told of the session: it cannot go on with it.
-        let _ = registry.cancel_upload(&session).await;
-        return Err(error.into());
-    }
+    // On a task of its own: the client was not told of the session and cannot go on with it, so it has
+    // to be cancelled even if the client goes away.
+    let (namespace, repository) = (call.namespace.clone(), name.clone());
+    let stored = tokio::spawn(async move {
+        let stored = async {
+            registry.append_upload(&session, Some(0), None, body).await?;
+            registry.finish_upload(&namespace, &repository, &session, digest).await
+        };
+        let stored = stored.await;
+        if stored.is_err() {
+            let _ = registry.cancel_upload(&session).await;
+        }
+        stored
+    });
+    stored.await.unwrap_or_else(|error| Err(std::io::Error::other(error).into()))?;
     created(&name, &digest)
 }
 

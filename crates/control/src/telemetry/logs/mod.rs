@@ -5,6 +5,7 @@
 //! and disk reads is bounded, however much a group holds: [`read`] says how.
 
 mod append;
+mod clear;
 mod error;
 mod groups;
 mod keys;

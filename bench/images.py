@@ -1,0 +1,85 @@
+"""Images made on the spot, as OCI layouts: nothing is downloaded."""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import random
+import tarfile
+
+APPLETS = ["sh", "date", "sleep", "true", "cat", "echo"]
+
+
+class Layout:
+    """An OCI layout directory with one image, tagged `latest`."""
+
+    def __init__(self, path):
+        self.path = path
+        os.makedirs(path / "blobs" / "sha256", exist_ok=True)
+        self.layers, self.diff_ids = [], []
+
+    def blob(self, data):
+        digest = hashlib.sha256(data).hexdigest()
+        (self.path / "blobs" / "sha256" / digest).write_bytes(data)
+        return {"digest": f"sha256:{digest}", "size": len(data)}
+
+    def layer(self, tar):
+        self.diff_ids.append(f"sha256:{hashlib.sha256(tar).hexdigest()}")
+        packed = gzip.compress(tar, compresslevel=1, mtime=0)
+        self.layers.append({"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", **self.blob(packed)})
+
+    def finish(self, extra=""):
+        config = {
+            "architecture": "amd64", "os": "linux",
+            "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"], "Labels": {"extra": extra}},
+            "rootfs": {"type": "layers", "diff_ids": self.diff_ids}}
+        kind = "application/vnd.oci.image.manifest.v1+json"
+        manifest = {
+            "schemaVersion": 2, "mediaType": kind, "layers": self.layers,
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json",
+                       **self.blob(json.dumps(config).encode())}}
+        entry = {"mediaType": kind, **self.blob(json.dumps(manifest).encode()),
+                 "annotations": {"org.opencontainers.image.ref.name": "latest"}}
+        (self.path / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+        (self.path / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+        return self.path
+
+
+def busybox_tar():
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        tar.add("/usr/bin/busybox", "bin/busybox")
+        for applet in APPLETS:
+            link = tarfile.TarInfo(f"bin/{applet}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(link)
+    return out.getvalue()
+
+
+def busybox(path):
+    layout = Layout(path)
+    layout.layer(busybox_tar())
+    return layout.finish()
+
+
+def large(path, megabytes, layers, seed=1):
+    """`megabytes` of files that compress to about half, as programs and libraries do."""
+    layout = Layout(path)
+    layout.layer(busybox_tar())
+    source = random.Random(seed)
+    each = megabytes * 1024 * 1024 // (layers - 1)
+    for index in range(layers - 1):
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w") as tar:
+            left, number = each, 0
+            while left > 0:
+                size = min(left, source.choice([4 << 10, 64 << 10, 1 << 20, 4 << 20]))
+                half = source.randbytes(size // 2)
+                entry = tarfile.TarInfo(f"data/{index}/{number}")
+                entry.size = len(half) * 2
+                tar.addfile(entry, io.BytesIO(half + bytes(len(half))))
+                left -= size
+                number += 1
+        layout.layer(out.getvalue())
+    return layout.finish()

@@ -1,0 +1,10 @@
+//! Layers: from a stream of compressed bytes to a directory that overlayfs can take as a lower one.
+
+mod pax;
+mod pipeline;
+mod tar;
+mod tree;
+mod unpack;
+
+pub(crate) use pipeline::{Expected, Feed, LayerFailure, Unpacker};
+pub(crate) use unpack::{Limits, Unpacked};

@@ -1,0 +1,388 @@
+//! One layer's way from the network to its directory, as a pipeline of two threads:
+//!
+//! ```text
+//! download (async) ─▶ SHA-256 of the compressed bytes, decompression ─▶ SHA-256 of the archive (diff id), unpacking
+//! ```
+//!
+//! No byte touches the disk but as a file of the layer. Threads of its own, not tokio's blocking pool: a slow registry
+//! holds a layer's threads for long, and two stages that wait for each other in one bounded pool can lock it up.
+
+use std::io::{self, BufRead, Chain, Cursor, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc as std_mpsc;
+
+use bytes::{Buf, Bytes};
+use tokio::sync::{mpsc, oneshot};
+
+use super::tar::TarError;
+use super::unpack::{Limits, UnpackError, Unpacked, unpack};
+use crate::image::digest::{Digest, Hasher};
+use crate::image::disk::Staging;
+use crate::image::error::PullErrorKind;
+
+/// Chunks from the network that may wait; hyper's are at most some hundred KiB.
+const NETWORK_CHUNKS: usize = 8;
+/// Decompressed buffers that may wait, and their size in bytes.
+const BUFFERS: usize = 4;
+const BUFFER: usize = 256 << 10;
+/// The largest window that a zstd frame may have, 2^26 = 64 MiB: it is memory that the image asks of the host. RFC 8878 asks
+/// for 8 MiB; only `zstd --ultra -22` writes more than this.
+const ZSTD_WINDOW_LOG_MAX: u32 = 26;
+
+/// What a layer must turn out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Expected {
+    /// Of the compressed bytes.
+    pub(crate) digest: Digest,
+    /// Compressed size in bytes.
+    pub(crate) size: u64,
+    /// Of the decompressed archive.
+    pub(crate) diff_id: Digest,
+}
+
+/// Why there is no layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum LayerFailure {
+    Failed(PullErrorKind),
+    /// The feed ended before its end was said.
+    Aborted,
+}
+
+impl From<PullErrorKind> for LayerFailure {
+    fn from(kind: PullErrorKind) -> Self {
+        Self::Failed(kind)
+    }
+}
+
+enum Message {
+    Data(Bytes),
+    End,
+}
+
+/// Where the download puts its bytes. Dropping it without [`Feed::end`] aborts the layer.
+pub(crate) struct Feed(mpsc::Sender<Message>);
+
+/// The pipeline no longer takes bytes; [`Unpacker::finish`] says why.
+#[derive(Debug)]
+pub(crate) struct Closed;
+
+impl Feed {
+    pub(crate) async fn send(&self, bytes: Bytes) -> Result<(), Closed> {
+        self.0.send(Message::Data(bytes)).await.map_err(|_| Closed)
+    }
+
+    pub(crate) async fn end(self) -> Result<(), Closed> {
+        self.0.send(Message::End).await.map_err(|_| Closed)
+    }
+}
+
+/// A running pipeline.
+pub(crate) struct Unpacker(oneshot::Receiver<Result<(Unpacked, Staging), LayerFailure>>);
+
+impl Unpacker {
+    /// Starts a pipeline that unpacks into `staging`'s `fs` directory. Whatever happens, nothing is left of the staging
+    /// directory unless [`Self::finish`] gives it back.
+    pub(crate) fn start(expected: Expected, staging: Staging, limits: Limits) -> io::Result<(Feed, Self)> {
+        let (feed, network) = mpsc::channel(NETWORK_CHUNKS);
+        let (done, result) = oneshot::channel();
+        std::thread::Builder::new().name("layer-decode".to_owned()).spawn(move || {
+            let outcome = run(expected, network, &staging, limits);
+            // A receiver that is gone drops the staging directory here, on this thread.
+            let _ = done.send(outcome.map(|unpacked| (unpacked, staging)));
+        })?;
+        Ok((Feed(feed), Self(result)))
+    }
+
+    /// The verified layer, or why there is none.
+    pub(crate) async fn finish(self) -> Result<(Unpacked, Staging), LayerFailure> {
+        self.0.await.unwrap_or_else(|_| {
+            Err(PullErrorKind::Host("the unpacking thread ended early".to_owned()).into())
+        })
+    }
+}
+
+/// The first stage, which also starts and awaits the second one.
+fn run(
+    expected: Expected,
+    network: mpsc::Receiver<Message>,
+    staging: &Staging,
+    limits: Limits,
+) -> Result<Unpacked, LayerFailure> {
+    let (to_unpack, from_decode) = std_mpsc::sync_channel(BUFFERS);
+    let (give_back, given_back) = std_mpsc::channel();
+    let hopeless = AtomicBool::new(false);
+    let root = staging.layer_root();
+    let (decoded, unpacked) = std::thread::scope(|scope| {
+        let second = std::thread::Builder::new().name("layer-unpack".to_owned()).spawn_scoped(scope, || {
+            let mut archive = Archive::new(from_decode, give_back);
+            let result = unpack(&mut archive, &root, limits);
+            // An error of format may come from corrupt content, and then a wrong digest is what to report: the first
+            // stage reads on to know. Any other error is final.
+            if matches!(&result, Err(error) if !matches!(error, UnpackError::Archive(_))) {
+                hopeless.store(true, Ordering::Release);
+            }
+            result.map(|unpacked| (unpacked, archive.hasher.finish()))
+        });
+        let decoded = decode(Compressed::new(network), &to_unpack, &given_back, &hopeless);
+        drop(to_unpack);
+        (decoded, second.map(|thread| thread.join()))
+    });
+    let unpacked = unpacked
+        .map_err(|e| PullErrorKind::Host(format!("cannot start a thread: {e}")))?
+        .map_err(|_| PullErrorKind::Host("the unpacking thread panicked".to_owned()))?;
+    judge(expected, decoded, unpacked)
+}
+
+/// What the first stage saw.
+struct Decoded {
+    /// Digest and length of the compressed bytes; `None` when they did not come to their end.
+    whole: Option<(Digest, u64)>,
+    failure: Option<DecodeFailure>,
+}
+
+#[derive(Clone, Debug)]
+enum DecodeFailure {
+    Truncated,
+    Corrupt(String),
+}
+
+fn judge(
+    expected: Expected,
+    decoded: Decoded,
+    unpacked: Result<(Unpacked, Digest), UnpackError>,
+) -> Result<Unpacked, LayerFailure> {
+    let unpacked = match unpacked {
+        Err(UnpackError::Hostile { path, why }) => return Err(PullErrorKind::Hostile { path, why }.into()),
+        Err(UnpackError::TooLarge { what, limit }) => {
+            return Err(PullErrorKind::TooLarge { what: what.to_owned(), limit }.into());
+        }
+        Err(UnpackError::DiskFull(path)) => return Err(PullErrorKind::DiskFull(path).into()),
+        Err(UnpackError::Host { path, error }) => {
+            let error = io::Error::from(error);
+            return Err(PullErrorKind::Host(format!("cannot unpack {path:?}: {error}")).into());
+        }
+        Err(UnpackError::Archive(error)) => Err(error),
+        Ok(unpacked) => Ok(unpacked),
+    };
+    let Some((digest, size)) = decoded.whole else { return Err(LayerFailure::Aborted) };
+    if size != expected.size {
+        let what = "layer".to_owned();
+        return Err(PullErrorKind::SizeMismatch { what, expected: expected.size, actual: size }.into());
+    }
+    if digest != expected.digest {
+        let what = "layer content".to_owned();
+        return Err(PullErrorKind::DigestMismatch { what, expected: expected.digest, actual: digest }.into());
+    }
+    match decoded.failure {
+        Some(DecodeFailure::Truncated) => {
+            return Err(PullErrorKind::Truncated("compressed layer".to_owned()).into());
+        }
+        Some(DecodeFailure::Corrupt(why)) => return Err(PullErrorKind::Malformed(why).into()),
+        None => {}
+    }
+    let (unpacked, diff_id) = unpacked.map_err(|error| match error {
+        TarError::Truncated => PullErrorKind::Truncated("layer archive".to_owned()),
+        TarError::Malformed(why) => PullErrorKind::Malformed(why),
+        TarError::Io(error) => PullErrorKind::Host(error.to_string()),
+    })?;
+    if diff_id != expected.diff_id {
+        let what = "unpacked layer (diff id)".to_owned();
+        return Err(
+            PullErrorKind::DigestMismatch { what, expected: expected.diff_id, actual: diff_id }.into()
+        );
+    }
+    Ok(unpacked)
+}
+
+/// The compressed bytes as a reader that takes their digest.
+struct Compressed {
+    network: mpsc::Receiver<Message>,
+    current: Bytes,
+    hasher: Hasher,
+    received: u64,
+    ended: bool,
+}
+
+impl Compressed {
+    fn new(network: mpsc::Receiver<Message>) -> Self {
+        Self { network, current: Bytes::new(), hasher: Hasher::new(), received: 0, ended: false }
+    }
+}
+
+impl BufRead for Compressed {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.current.is_empty() && !self.ended {
+            match self.network.blocking_recv() {
+                Some(Message::Data(bytes)) => {
+                    self.hasher.update(&bytes);
+                    self.received += bytes.len() as u64;
+                    self.current = bytes;
+                }
+                Some(Message::End) => self.ended = true,
+                None => return Err(io::ErrorKind::ConnectionAborted.into()),
+            }
+        }
+        Ok(&self.current)
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.current.advance(amount);
+    }
+}
+
+impl Read for Compressed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let length = available.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&available[..length]);
+        self.consume(length);
+        Ok(length)
+    }
+}
+
+type Prefixed<'a> = Chain<Cursor<Vec<u8>>, &'a mut Compressed>;
+
+/// The compression is told by the content, as in containerd and Docker: media types are often wrong about it.
+enum Decoder<'a> {
+    Gzip(Box<flate2::bufread::MultiGzDecoder<Prefixed<'a>>>),
+    Zstd(zstd::stream::read::Decoder<'static, Prefixed<'a>>),
+    Plain(Prefixed<'a>),
+}
+
+impl<'a> Decoder<'a> {
+    fn new(input: &'a mut Compressed) -> io::Result<Self> {
+        let mut start = Vec::new();
+        input.take(4).read_to_end(&mut start)?;
+        let magic: [u8; 4] = std::array::from_fn(|index| start.get(index).copied().unwrap_or(0));
+        let input = Read::chain(Cursor::new(start), input);
+        Ok(match magic {
+            [0x1f, 0x8b, 0x08, _] => Self::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(input))),
+            // A frame, or a skippable one (0x50 to 0x5f) before it.
+            [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
+                decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+                Self::Zstd(decoder)
+            }
+            _ => Self::Plain(input),
+        })
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Gzip(decoder) => decoder.read(buffer),
+            Self::Zstd(decoder) => decoder.read(buffer),
+            Self::Plain(input) => input.read(buffer),
+        }
+    }
+}
+
+/// What the first stage hands to the second one.
+enum Block {
+    Data(Vec<u8>),
+    End,
+}
+
+/// Decompresses all of `input`. When the second stage takes no more, the rest is read for its digest alone, or, when
+/// `hopeless`, not at all.
+fn decode(
+    mut input: Compressed,
+    output: &std_mpsc::SyncSender<Block>,
+    spare: &std_mpsc::Receiver<Vec<u8>>,
+    hopeless: &AtomicBool,
+) -> Decoded {
+    let failure = match decode_blocks(&mut input, output, spare) {
+        Ok(()) => None,
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Some(DecodeFailure::Truncated),
+        Err(error) => Some(DecodeFailure::Corrupt(format!("invalid compressed layer: {error}"))),
+    };
+    while !hopeless.load(Ordering::Acquire) {
+        match input.fill_buf() {
+            Ok([]) => {
+                return Decoded { whole: Some((input.hasher.finish(), input.received)), failure };
+            }
+            Ok(rest) => {
+                let length = rest.len();
+                input.consume(length);
+            }
+            Err(_) => break,
+        }
+    }
+    Decoded { whole: None, failure }
+}
+
+fn decode_blocks(
+    input: &mut Compressed,
+    output: &std_mpsc::SyncSender<Block>,
+    spare: &std_mpsc::Receiver<Vec<u8>>,
+) -> io::Result<()> {
+    let mut decoder = Decoder::new(input)?;
+    loop {
+        let mut buffer = spare.try_recv().unwrap_or_default();
+        buffer.resize(BUFFER, 0);
+        let mut filled = 0;
+        while filled < BUFFER {
+            match decoder.read(&mut buffer[filled..])? {
+                0 => break,
+                read => filled += read,
+            }
+        }
+        buffer.truncate(filled);
+        let last = if filled == 0 { Block::End } else { Block::Data(buffer) };
+        if output.send(last).is_err() || filled == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// The decompressed archive as a reader that takes its digest.
+struct Archive {
+    blocks: std_mpsc::Receiver<Block>,
+    spare: std_mpsc::Sender<Vec<u8>>,
+    current: Vec<u8>,
+    position: usize,
+    hasher: Hasher,
+    ended: bool,
+}
+
+impl Archive {
+    fn new(blocks: std_mpsc::Receiver<Block>, spare: std_mpsc::Sender<Vec<u8>>) -> Self {
+        Self { blocks, spare, current: Vec::new(), position: 0, hasher: Hasher::new(), ended: false }
+    }
+}
+
+impl BufRead for Archive {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.position == self.current.len() && !self.ended {
+            let used = std::mem::take(&mut self.current);
+            self.position = 0;
+            if used.capacity() > 0 {
+                // The first stage may have ended by now, and need no more buffers.
+                let _ = self.spare.send(used);
+            }
+            match self.blocks.recv() {
+                Ok(Block::Data(block)) => {
+                    self.hasher.update(&block);
+                    self.current = block;
+                }
+                Ok(Block::End) => self.ended = true,
+                // The first stage failed, and says why itself.
+                Err(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+        }
+        Ok(&self.current[self.position..])
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.position = (self.position + amount).min(self.current.len());
+    }
+}
+
+impl Read for Archive {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let length = available.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&available[..length]);
+        self.consume(length);
+        Ok(length)
+    }
+}

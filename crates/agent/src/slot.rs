@@ -1,0 +1,280 @@
+//! Slots: sandboxes made ahead of their task, so that a start does not pay for them.
+//!
+//! A slot is a supervisor process with its namespaces, a scratch disk and a network link that waits
+//! for an address. Slots live in `DIR/<number>/`; the number also gives the range of host user ids
+//! that the sandbox's users are mapped to, so no two sandboxes share one.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use model::VpcId;
+use model::sandbox::{FromSupervisor, SandboxPhase};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::net::{NetError, Network, PreparedLink};
+use crate::sandbox::connection::{Connection, ConnectionError};
+use crate::sandbox::process::{self, ProcessError, ProcessId};
+use crate::scratch::{ScratchDir, ScratchError};
+
+/// Users of sandbox N are host users from `FIRST_UID + N × UIDS_EACH` on: above what system
+/// accounts and the usual subuid ranges use.
+const FIRST_UID: u32 = 0x1000_0000;
+const UIDS_EACH: u32 = 0x1_0000;
+/// As many sandboxes as there are user id ranges below 2^32.
+const MAX_SLOTS: u32 = (u32::MAX - FIRST_UID) / UIDS_EACH;
+/// Slots that are made at the same time.
+const MAKERS: usize = 2;
+/// The size of the disk that slots have ready, Fargate's default.
+pub const DEFAULT_SCRATCH_GIB: u32 = 20;
+
+/// Why a slot cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SlotError {
+    #[error("cannot {action} {}", path.display())]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("the scratch disk cannot be made")]
+    Scratch(#[from] ScratchError),
+    #[error("the supervisor cannot be started")]
+    Process(#[from] ProcessError),
+    #[error("the supervisor cannot be reached")]
+    Connection(#[from] ConnectionError),
+    #[error("the network link cannot be made")]
+    Network(#[from] NetError),
+    #[error("all {MAX_SLOTS} sandboxes of this host are in use")]
+    Exhausted,
+    #[error("no slot can be made, as the agent is stopping")]
+    Stopping,
+}
+
+/// What finds a slot again after a restart of the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotRecord {
+    pub number: u32,
+    pub dir: PathBuf,
+    pub scratch: PathBuf,
+    pub process: ProcessId,
+}
+
+/// A sandbox that waits for its task.
+pub struct Slot {
+    pub record: SlotRecord,
+    pub connection: Connection,
+    pub link: PreparedLink,
+}
+
+/// What slots are made from.
+pub struct SlotConfig {
+    /// Sandboxes live in `slots/` below it, their disks in `scratch/`.
+    pub dir: PathBuf,
+    pub supervisor: PathBuf,
+    pub vpc: VpcId,
+    /// Slots kept ready.
+    pub ready: usize,
+}
+
+/// Makes slots and keeps some ready.
+pub struct Slots {
+    config: SlotConfig,
+    dir: PathBuf,
+    scratch: ScratchDir,
+    network: Network,
+    numbers: Mutex<Numbers>,
+    ready: tokio::sync::Mutex<mpsc::Receiver<Slot>>,
+}
+
+#[derive(Default)]
+struct Numbers {
+    used: BTreeSet<u32>,
+    next: u32,
+}
+
+impl SlotRecord {
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("supervisor.sock")
+    }
+}
+
+impl Slots {
+    /// Ends every sandbox that is not in `keep`, and begins to make slots ready.
+    ///
+    /// # Errors
+    /// The slots' directory cannot be used, or a left-over sandbox does not end.
+    pub async fn open(
+        config: SlotConfig,
+        network: Network,
+        keep: &[SlotRecord],
+    ) -> Result<Arc<Self>, SlotError> {
+        let io = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| SlotError::Io { action, path, source }
+        };
+        let dir = config.dir.join("slots");
+        std::fs::create_dir_all(&dir).map_err(io("create", &dir))?;
+        for (dir, process) in process::find_below(&dir) {
+            if !keep.iter().any(|kept| kept.dir == dir) {
+                process.kill().await?;
+            }
+        }
+        let mut numbers = Numbers::default();
+        for entry in std::fs::read_dir(&dir).map_err(io("read", &dir))? {
+            let path = entry.map_err(io("read", &dir))?.path();
+            if !keep.iter().any(|kept| kept.dir == path) {
+                std::fs::remove_dir_all(&path).map_err(io("remove", &path))?;
+            }
+        }
+        let scratch = ScratchDir::open(&config.dir.join("scratch"))?;
+        for name in scratch.list()? {
+            if !keep.iter().any(|kept| kept.number.to_string() == name) {
+                scratch.remove(&name)?;
+            }
+        }
+        for kept in keep {
+            numbers.used.insert(kept.number);
+            numbers.next = numbers.next.max(kept.number + 1);
+        }
+        // A rendezvous beyond the makers' own slots: they hold one each while the queue is full.
+        let (sender, receiver) = mpsc::channel(config.ready.saturating_sub(MAKERS).max(1));
+        let slots = Arc::new(Self {
+            config,
+            dir,
+            scratch,
+            network,
+            numbers: Mutex::new(numbers),
+            ready: tokio::sync::Mutex::new(receiver),
+        });
+        for _ in 0..MAKERS {
+            tokio::spawn(slots.clone().keep_ready(sender.clone()));
+        }
+        Ok(slots)
+    }
+
+    async fn keep_ready(self: Arc<Self>, ready: mpsc::Sender<Slot>) {
+        let mut pause = Duration::from_millis(100);
+        loop {
+            let Ok(place) = ready.reserve().await else { return };
+            match self.make(DEFAULT_SCRATCH_GIB).await {
+                Ok(slot) => {
+                    place.send(slot);
+                    pause = Duration::from_millis(100);
+                }
+                Err(error) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "no sandbox can be made ready");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(10));
+                }
+            }
+        }
+    }
+
+    /// A slot with a scratch disk of `gib` GiB.
+    ///
+    /// # Errors
+    /// None is ready and none can be made.
+    pub async fn take(&self, gib: u32) -> Result<Slot, SlotError> {
+        if gib == DEFAULT_SCRATCH_GIB {
+            loop {
+                let slot = self.ready.lock().await.recv().await.ok_or(SlotError::Stopping)?;
+                if slot.record.process.is_alive() {
+                    return Ok(slot);
+                }
+                tracing::warn!(slot = slot.record.number, "a waiting sandbox has died; taking another");
+                self.discard(&slot.record).await?;
+            }
+        }
+        self.make(gib).await
+    }
+
+    /// Ends the slots that wait for a task, and makes no more.
+    ///
+    /// # Errors
+    /// One does not end.
+    pub async fn close(&self) -> Result<(), SlotError> {
+        let mut ready = self.ready.lock().await;
+        ready.close();
+        while let Some(slot) = ready.recv().await {
+            self.discard(&slot.record).await?;
+        }
+        Ok(())
+    }
+
+    async fn make(&self, gib: u32) -> Result<Slot, SlotError> {
+        let number = self.number()?;
+        let dir = self.dir.join(number.to_string());
+        let made = self.make_in(number, &dir, gib).await;
+        if made.is_err() {
+            for (found, process) in process::find_below(&self.dir) {
+                if found == dir {
+                    process.kill().await?;
+                }
+            }
+            self.remove_dir(number, &dir)?;
+        }
+        made
+    }
+
+    async fn make_in(&self, number: u32, dir: &Path, gib: u32) -> Result<Slot, SlotError> {
+        std::fs::create_dir_all(dir).map_err(|source| SlotError::Io {
+            action: "create",
+            path: dir.to_owned(),
+            source,
+        })?;
+        let disks = self.scratch.clone();
+        let making = move || disks.create(&number.to_string(), gib.into());
+        let disk = tokio::task::spawn_blocking(making).await.map_err(|_| SlotError::Stopping)??.path;
+        let uid_base = FIRST_UID + number * UIDS_EACH;
+        let process = process::start(&self.config.supervisor, dir, uid_base, &disk).await?.process;
+        let record = SlotRecord { number, dir: dir.to_owned(), scratch: disk, process };
+        let mut connection = Connection::open(&record.socket()).await?;
+        match connection.receive().await? {
+            FromSupervisor::State { state } if state.phase == SandboxPhase::Idle => {}
+            other => {
+                return Err(SlotError::Process(ProcessError::NotReady(format!("it began with {other:?}"))));
+            }
+        }
+        let netns = PathBuf::from(format!("/proc/{}/ns/net", process.pid));
+        let opened = std::fs::File::open(&netns);
+        let netns =
+            OwnedFd::from(opened.map_err(|source| SlotError::Io { action: "open", path: netns, source })?);
+        let link = self.network.prepare(&self.config.vpc, netns).await?;
+        Ok(Slot { record, connection, link })
+    }
+
+    /// Ends a sandbox, whatever it does, and removes what it had on disk.
+    ///
+    /// # Errors
+    /// It does not end, or its directory cannot be removed.
+    pub async fn discard(&self, record: &SlotRecord) -> Result<(), SlotError> {
+        record.process.kill().await?;
+        self.remove_dir(record.number, &record.dir)
+    }
+
+    fn remove_dir(&self, number: u32, dir: &Path) -> Result<(), SlotError> {
+        match std::fs::remove_dir_all(dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(SlotError::Io { action: "remove", path: dir.to_owned(), source: error });
+            }
+            _ => {}
+        }
+        self.scratch.remove(&number.to_string())?;
+        self.numbers.lock().unwrap_or_else(PoisonError::into_inner).used.remove(&number);
+        Ok(())
+    }
+
+    /// Numbers go round, so that a user id range is not reused while anything of its last sandbox
+    /// could be about.
+    fn number(&self) -> Result<u32, SlotError> {
+        let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = numbers.next;
+        let free = (start..MAX_SLOTS).chain(0..start).find(|n| !numbers.used.contains(n));
+        let number = free.ok_or(SlotError::Exhausted)?;
+        numbers.used.insert(number);
+        numbers.next = (number + 1) % MAX_SLOTS;
+        Ok(number)
+    }
+}

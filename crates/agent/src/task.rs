@@ -1,0 +1,294 @@
+//! One task on this host, from assignment to end.
+//!
+//! ```text
+//! Accepted ──▶ Networked ──▶ Pulled ──▶ Booted ──▶ Running ──▶ Ended
+//!     │            │            │           │          │          │
+//!     └────────────┴────────────┴───────────┴──────────┴──▶ clean up ──▶ Stopped
+//! ```
+//! What a stage acquires is in the ledger before the next one uses it, so cleaning up, after a
+//! failure, an end or a crash of the agent, is one idempotent path over the ledger's entry.
+
+mod boot;
+mod report;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::Timestamp;
+use model::sandbox::{FromSupervisor, LogBatch, SandboxPhase, SandboxState, ToSupervisor};
+use model::status::{StopCause, StopCode, TaskStatus};
+use tokio::sync::mpsc;
+
+use crate::Host;
+use crate::ledger::Entry;
+use crate::sandbox::connection::{Connection, ConnectionError};
+use crate::session::Uplink;
+use report::Report;
+
+/// How long a supervisor that was released may take to go by itself.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the processes in a task's cgroup may take to be gone.
+const CGROUP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long cleaning up is retried before the task is reported stopped all the same; the agent's
+/// next start removes what is left.
+const CLEAN_UP_ATTEMPTS: u32 = 20;
+
+/// What the session tells a task.
+#[derive(Debug)]
+pub enum Command {
+    Stop(StopCause),
+    LogsStored {
+        container: String,
+        upto: u64,
+    },
+    /// Control has a new session: say everything again.
+    Repeat,
+    /// Control does not know the task (any more): take it off the host and out of the ledger.
+    Forget,
+}
+
+/// Drives one task; ends when the task is stopped and reported so.
+pub struct TaskDriver {
+    host: Arc<Host>,
+    entry: Entry,
+    report: Report,
+    commands: mpsc::Receiver<Command>,
+    uplink: Uplink,
+    /// Asked for by control, before or after the task has a supervisor.
+    stop: Option<StopCause>,
+    /// Control does not want to hear of the task any more.
+    forget: bool,
+    logs_stored: std::collections::HashMap<String, u64>,
+}
+
+impl TaskDriver {
+    #[must_use]
+    pub fn new(host: Arc<Host>, entry: Entry, commands: mpsc::Receiver<Command>, uplink: Uplink) -> Self {
+        let report = Report::new(&entry);
+        let stop = entry.assignment.stop.clone();
+        Self {
+            host,
+            entry,
+            report,
+            commands,
+            uplink,
+            stop,
+            forget: false,
+            logs_stored: std::collections::HashMap::new(),
+        }
+    }
+
+    /// The task's whole life, or the rest of it when the ledger's entry is of an earlier agent.
+    pub async fn run(mut self) {
+        if !self.report.is_stopped() {
+            match self.boot().await {
+                Ok(connection) => self.follow(connection).await,
+                Err(cause) => self.report.stop(&cause),
+            }
+            self.clean_up().await;
+        }
+        self.publish().await;
+        // Until control has recorded the end, the entry stays, and the end is repeated when asked.
+        while !self.forget {
+            match self.commands.recv().await {
+                Some(Command::Repeat) => self.publish().await,
+                Some(Command::Forget) => self.forget = true,
+                Some(Command::Stop(_) | Command::LogsStored { .. }) => {}
+                None => return,
+            }
+        }
+        if let Err(error) = self.host.ledger.remove(&self.entry.assignment.task) {
+            tracing::error!(error = &error as &dyn std::error::Error, "a task cannot be forgotten");
+        }
+    }
+
+    /// Follows the supervisor until all containers have ended and all their logs are stored.
+    async fn follow(&mut self, mut connection: Connection) {
+        if let Some(cause) = self.stop.clone() {
+            // A broken connection shows at the next receive.
+            drop(connection.send(&ToSupervisor::Stop { cause }).await);
+        }
+        let mut last: Option<SandboxState> = None;
+        loop {
+            if last.as_ref().is_some_and(|state| self.is_over(state)) {
+                return;
+            }
+            tokio::select! {
+                message = connection.receive() => match message {
+                    Ok(FromSupervisor::State { state }) => {
+                        self.report.take_in(&state, self.now());
+                        self.publish().await;
+                        last = Some(state);
+                    }
+                    Ok(FromSupervisor::Logs { batch }) => self.forward(batch).await,
+                    Err(error) => match self.reconnect(&error).await {
+                        Some(again) => connection = again,
+                        None => return self.supervisor_died(),
+                    },
+                },
+                command = self.commands.recv() => match command {
+                    Some(Command::Stop(cause)) => {
+                        self.stop = Some(cause.clone());
+                        drop(connection.send(&ToSupervisor::Stop { cause }).await);
+                    }
+                    Some(Command::LogsStored { container, upto }) => {
+                        drop(connection.send(&ToSupervisor::AckLogs { container: container.clone(), upto }).await);
+                        let stored = self.logs_stored.entry(container).or_default();
+                        *stored = upto.max(*stored);
+                    }
+                    Some(Command::Repeat) => {
+                        self.publish().await;
+                        // The supervisor says everything that is not acknowledged to a new connection.
+                        if let Ok(again) = self.connect().await {
+                            connection = again;
+                        }
+                    }
+                    Some(Command::Forget) => {
+                        self.forget = true;
+                        return self.report.stop(&forgotten());
+                    }
+                    // The session is gone, and with it the agent: the task goes on without it.
+                    None => std::future::pending().await,
+                },
+            }
+        }
+    }
+
+    fn is_over(&self, state: &SandboxState) -> bool {
+        state.phase == SandboxPhase::Ended
+            && state.containers.iter().all(|c| {
+                !self.has_log(&c.name) || self.logs_stored.get(&c.name).copied().unwrap_or(0) >= c.log_end
+            })
+    }
+
+    fn has_log(&self, container: &str) -> bool {
+        self.entry.assignment.spec.containers.iter().any(|c| c.name == container && c.log.is_some())
+    }
+
+    async fn forward(&self, batch: LogBatch) {
+        self.uplink.logs(&self.entry.assignment.task, batch).await;
+    }
+
+    async fn connect(&self) -> Result<Connection, ConnectionError> {
+        let slot = self.entry.slot.as_ref().ok_or(ConnectionError::Closed)?;
+        Connection::open(&slot.socket()).await
+    }
+
+    /// A new connection, unless the supervisor is dead. A live one that breaks the protocol is
+    /// killed: it cannot be trusted with the task any longer.
+    async fn reconnect(&self, error: &ConnectionError) -> Option<Connection> {
+        let task = &self.entry.assignment.task;
+        let slot = self.entry.slot.as_ref()?;
+        tracing::warn!(%task, error = error as &dyn std::error::Error, "the supervisor's connection was lost");
+        for _ in 0..20 {
+            if !slot.process.is_alive() {
+                return None;
+            }
+            if let Ok(connection) = self.connect().await {
+                return Some(connection);
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        if let Err(error) = slot.process.kill().await {
+            tracing::error!(%task, error = &error as &dyn std::error::Error, "a supervisor that does not answer cannot be killed");
+        }
+        None
+    }
+
+    /// The supervisor is gone, and the kernel ended its containers with it. What it wrote down last
+    /// tells how far they came.
+    fn supervisor_died(&mut self) {
+        if let Some(slot) = &self.entry.slot
+            && let Ok(bytes) = std::fs::read(slot.dir.join("state.json"))
+            && let Ok(state) = serde_json::from_slice::<SandboxState>(&bytes)
+            && state.task.as_ref() == Some(&self.entry.assignment.task)
+        {
+            self.report.take_in(&state, self.now());
+        }
+        self.report.end_all_containers(self.now());
+        let cause = self.stop.clone().unwrap_or_else(|| StopCause {
+            code: StopCode::EssentialContainerExited,
+            reason: "Essential container in task exited: the task's supervisor was killed".to_owned(),
+        });
+        self.report.stop(&cause);
+    }
+
+    /// Takes everything of the task off the host, then reports it stopped.
+    async fn clean_up(&mut self) {
+        self.report.advance(TaskStatus::Deprovisioning, self.now());
+        self.publish().await;
+        let mut pause = Duration::from_millis(10);
+        for attempt in 1..=CLEAN_UP_ATTEMPTS {
+            match self.try_clean_up().await {
+                Ok(()) => break,
+                Err(error) => {
+                    let task = &self.entry.assignment.task;
+                    tracing::warn!(%task, attempt, error = %format_args!("{error:#}"), "cleaning up after a task failed");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_secs(2));
+                }
+            }
+        }
+        self.report.advance(TaskStatus::Stopped, self.now());
+    }
+
+    async fn try_clean_up(&mut self) -> Result<(), CleanUpError> {
+        let task = self.entry.assignment.task.clone();
+        if let Some(slot) = &self.entry.slot {
+            if !self.forget
+                && slot.process.is_alive()
+                && let Ok(mut connection) = self.connect().await
+                && connection.send(&ToSupervisor::Release).await.is_ok()
+            {
+                drop(slot.process.wait(RELEASE_TIMEOUT).await);
+            }
+            slot.process.kill().await?;
+        }
+        if let Some(link) = &self.entry.link {
+            self.host.network.detach(link).await?;
+        }
+        let cgroup = self.host.cgroups.open_task(&task);
+        let removing = tokio::task::spawn_blocking(move || cgroup.remove(CGROUP_TIMEOUT)).await;
+        removing.unwrap_or(Ok(()))?;
+        if let Some(slot) = &self.entry.slot {
+            self.host.slots.discard(slot).await?;
+        }
+        self.host.images.release(task.as_str())?;
+        Ok(())
+    }
+
+    /// Writes the observation to the ledger and sends it to control, if it says anything new.
+    async fn publish(&mut self) {
+        let observation = self.report.observation().clone();
+        self.entry.observation = Some(observation.clone());
+        if let Err(error) = self.host.ledger.put(&self.entry) {
+            // The observation can be made again from the supervisor; the slot was recorded before.
+            tracing::error!(task = %self.entry.assignment.task, error = &error as &dyn std::error::Error, "the ledger cannot be written");
+        }
+        self.uplink.report(observation).await;
+    }
+
+    fn now(&self) -> Timestamp {
+        self.host.now()
+    }
+}
+
+/// Nobody will read this: control has no record of the task to keep it in.
+fn forgotten() -> StopCause {
+    StopCause { code: StopCode::UserInitiated, reason: "The task was forgotten.".to_owned() }
+}
+
+/// Why something of a task could not be removed yet.
+#[derive(Debug, thiserror::Error)]
+enum CleanUpError {
+    #[error("process: {0:#}")]
+    Process(#[from] crate::sandbox::process::ProcessError),
+    #[error("slot: {0:#}")]
+    Slot(#[from] crate::slot::SlotError),
+    #[error("network: {0:#}")]
+    Network(#[from] crate::net::NetError),
+    #[error("cgroup: {0:#}")]
+    Cgroup(#[from] crate::cgroup::CgroupError),
+    #[error("images: {0:#}")]
+    Images(#[from] std::io::Error),
+}

@@ -1,0 +1,170 @@
+//! What is reported of a task: built up from stages and the supervisor's states, never going back.
+
+use model::observation::{ContainerObservation, Observation};
+use model::sandbox::{SandboxPhase, SandboxState};
+use model::status::{ContainerStatus, StopCause, StopCode, TaskStatus};
+use model::{TaskId, Timestamp};
+
+use crate::ledger::Entry;
+
+pub(super) struct Report {
+    observation: Observation,
+    essential: Vec<String>,
+}
+
+impl Report {
+    /// Goes on from the last observation in the ledger.
+    pub(super) fn new(entry: &Entry) -> Self {
+        let spec = &entry.assignment.spec;
+        let observation = entry.observation.clone().unwrap_or_else(|| Observation {
+            task: entry.assignment.task.clone(),
+            sequence: 0,
+            status: TaskStatus::Provisioning,
+            times: model::observation::TaskTimes::default(),
+            containers: spec.containers.iter().map(|c| ContainerObservation::pending(&c.name)).collect(),
+            stop: None,
+        });
+        let essential = spec.containers.iter().filter(|c| c.essential).map(|c| c.name.clone()).collect();
+        Self { observation, essential }
+    }
+
+    pub(super) fn observation(&self) -> &Observation {
+        &self.observation
+    }
+
+    pub(super) fn task(&self) -> &TaskId {
+        &self.observation.task
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.observation.status == TaskStatus::Stopped
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut Observation)) {
+        let before = self.observation.clone();
+        change(&mut self.observation);
+        if self.observation != before {
+            self.observation.sequence = before.sequence + 1;
+        }
+    }
+
+    /// Moves the status on and notes the time that belongs to it.
+    pub(super) fn advance(&mut self, status: TaskStatus, now: Timestamp) {
+        self.change(|o| {
+            if !o.status.may_become(status) || o.status == status {
+                return;
+            }
+            o.status = status;
+            let times = &mut o.times;
+            match status {
+                TaskStatus::Pending => {
+                    times.connected_at.get_or_insert(now);
+                    times.pull_started_at.get_or_insert(now);
+                }
+                TaskStatus::Activating => {
+                    times.pull_stopped_at.get_or_insert(now);
+                }
+                TaskStatus::Running => {
+                    times.started_at.get_or_insert(now);
+                }
+                TaskStatus::Stopping => {
+                    times.stopping_at.get_or_insert(now);
+                }
+                TaskStatus::Deprovisioning => {
+                    times.stopping_at.get_or_insert(now);
+                    times.execution_stopped_at.get_or_insert(now);
+                }
+                TaskStatus::Stopped => {
+                    times.stopped_at = Some(now);
+                    for container in &mut o.containers {
+                        container.status = ContainerStatus::Stopped;
+                    }
+                }
+                TaskStatus::Provisioning | TaskStatus::Deactivating => {}
+            }
+        });
+    }
+
+    /// Notes why the task stops; the first cause stands.
+    pub(super) fn stop(&mut self, cause: &StopCause) {
+        self.change(|o| {
+            o.stop.get_or_insert_with(|| cause.clone());
+        });
+    }
+
+    pub(super) fn image(&mut self, container: &str, digest: String) {
+        self.change(|o| {
+            if let Some(c) = o.containers.iter_mut().find(|c| c.name == container) {
+                c.image_digest = Some(digest);
+            }
+        });
+    }
+
+    pub(super) fn container_failed(&mut self, container: &str, reason: String) {
+        self.change(|o| {
+            if let Some(c) = o.containers.iter_mut().find(|c| c.name == container) {
+                c.reason = Some(reason);
+            }
+        });
+    }
+
+    pub(super) fn take_in(&mut self, state: &SandboxState, now: Timestamp) {
+        self.change(|o| {
+            for seen in &state.containers {
+                let Some(c) = o.containers.iter_mut().find(|c| c.name == seen.name) else { continue };
+                c.status = seen.status;
+                c.runtime_id.clone_from(&seen.runtime_id);
+                c.exit_code = seen.exit_code;
+                if seen.reason.is_some() {
+                    c.reason.clone_from(&seen.reason);
+                }
+                c.health = seen.health;
+                c.restart_count = seen.restart_count;
+                c.started_at = seen.started_at;
+                c.finished_at = seen.finished_at;
+            }
+            if o.stop.is_none() {
+                o.stop.clone_from(&state.stop);
+            }
+        });
+        match state.phase {
+            SandboxPhase::Idle | SandboxPhase::Starting => {}
+            SandboxPhase::Running => self.advance(TaskStatus::Running, now),
+            SandboxPhase::Stopping => self.advance(TaskStatus::Stopping, now),
+            SandboxPhase::Ended => {
+                // A task whose containers all ran to their end by themselves was RUNNING, however
+                // short: started_at says so even when nobody saw it in that state.
+                if self.observation.times.started_at.is_none() && self.essential_started(state) {
+                    let first = state.containers.iter().filter_map(|c| c.started_at).min();
+                    self.change(|o| o.times.started_at = first);
+                }
+                let ended = state.containers.iter().filter_map(|c| c.finished_at).max();
+                self.change(|o| {
+                    o.times.execution_stopped_at = o.times.execution_stopped_at.or(ended);
+                    o.stop.get_or_insert_with(|| StopCause {
+                        code: StopCode::EssentialContainerExited,
+                        reason: "Essential container in task exited".to_owned(),
+                    });
+                });
+                self.advance(TaskStatus::Stopping, now);
+            }
+        }
+    }
+
+    fn essential_started(&self, state: &SandboxState) -> bool {
+        state.containers.iter().filter(|c| self.essential.contains(&c.name)).all(|c| c.started_at.is_some())
+    }
+
+    /// The containers ended without anybody seeing how.
+    pub(super) fn end_all_containers(&mut self, now: Timestamp) {
+        self.change(|o| {
+            for c in o.containers.iter_mut().filter(|c| c.status != ContainerStatus::Stopped) {
+                if c.status == ContainerStatus::Running {
+                    c.exit_code.get_or_insert(137);
+                    c.finished_at.get_or_insert(now);
+                }
+                c.status = ContainerStatus::Stopped;
+            }
+        });
+    }
+}

@@ -1,0 +1,139 @@
+//! The one HTTP endpoint: authenticates a request, finds its operation, has it handled, and encodes
+//! the answer. The registry's `/v2/` has its own authentication.
+
+use std::sync::Arc;
+
+use aws_api::{Routed, Service, sigv4};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use http::StatusCode;
+use http::request::Parts;
+use http_body_util::{BodyExt, Limited};
+
+use crate::api::{self, Answer, Caller, Services};
+use crate::random;
+use crate::{Control, reset};
+
+/// The largest request body, in bytes: ECR's UploadLayerPart takes 20 MiB in base64.
+const MAX_BODY: usize = 32 << 20;
+
+/// What requests are served with.
+pub struct Endpoint {
+    pub control: Control,
+    pub services: Services,
+    pub registry: Router,
+}
+
+impl Endpoint {
+    /// All that is served, as one service.
+    pub fn router(self) -> Router {
+        let registry = self.registry.clone();
+        Router::new()
+            .route("/_coracle/health", get(|| async { "ok\n" }))
+            .route("/_coracle/reset", post(empty))
+            .fallback(aws)
+            .with_state(Arc::new(self))
+            .merge(registry)
+    }
+}
+
+async fn aws(State(endpoint): State<Arc<Endpoint>>, request: Request) -> Response {
+    let request_id = random::uuid();
+    let (parts, body) = request.into_parts();
+    let body = match Limited::new(body, MAX_BODY).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(_) => {
+            let error = aws_api::error::common::request_entity_too_large(MAX_BODY);
+            return respond(aws_api::Protocol::of(&parts).encode_error(&error, &request_id));
+        }
+    };
+    let routed = match aws_api::route(&parts, &body) {
+        Ok(routed) => routed,
+        Err(error) => return respond(aws_api::Protocol::of(&parts).encode_error(&error, &request_id)),
+    };
+    match endpoint.serve(&parts, body, &routed, &request_id).await {
+        Ok(Answer::Whole(response)) => respond(response),
+        Ok(Answer::Stream(response)) => response,
+        Err(error) => {
+            let service = routed.service;
+            if error.http_status >= 500 {
+                tracing::error!(request_id, ?service, operation = routed.operation.name, error = %error, "a request failed");
+            } else {
+                tracing::debug!(request_id, ?service, operation = routed.operation.name, error = %error, "a request was refused");
+            }
+            respond(routed.encode_error(&error, &request_id))
+        }
+    }
+}
+
+/// `coracle reset`: empties an ephemeral server. Signed like any other call.
+async fn empty(State(endpoint): State<Arc<Endpoint>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let body = match Limited::new(body, MAX_BODY).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(_) => return StatusCode::PAYLOAD_TOO_LARGE.into_response(),
+    };
+    if let Err(error) = endpoint.authenticate(&parts, &body, Service::Ecs, &random::uuid()) {
+        return (StatusCode::FORBIDDEN, error.to_string()).into_response();
+    }
+    match endpoint.control.reset().await {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Err(error @ reset::ResetError::NotEphemeral) => {
+            (StatusCode::CONFLICT, error.to_string()).into_response()
+        }
+        Err(error) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "the server cannot be emptied");
+            (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response()
+        }
+    }
+}
+
+fn respond(response: http::Response<Bytes>) -> Response {
+    response.map(Body::from).into_response()
+}
+
+impl Endpoint {
+    async fn serve(
+        &self,
+        parts: &Parts,
+        body: Bytes,
+        routed: &Routed,
+        request_id: &str,
+    ) -> Result<Answer, aws_api::Error> {
+        let (caller, body) = self.authenticate(parts, &body, routed.service, request_id)?;
+        routed.require_served()?;
+        api::dispatch(&self.services, &caller, routed, &body).await
+    }
+
+    /// Who calls: today the account's root user, or nobody.
+    fn authenticate(
+        &self,
+        parts: &Parts,
+        body: &Bytes,
+        service: Service,
+        request_id: &str,
+    ) -> Result<(Caller, Bytes), aws_api::Error> {
+        let config = self.control.config();
+        let key = &config.root_key;
+        let secret =
+            |id: &str| (id == key.id).then(|| sigv4::SecretKey::from(key.secret.expose().to_owned()));
+        let now = aws_api::Timestamp::from_millis(self.control.now().millis());
+        let verified = sigv4::Verifier::default().verify(parts, body, now, secret)?;
+        verified.check_scope(service, config.region.as_str())?;
+        if verified.session_token.is_some() {
+            // Only temporary credentials have one, and this key is not temporary.
+            return Err(aws_api::error::common::unrecognized_client());
+        }
+        let caller = Caller {
+            account: config.account.clone(),
+            region: config.region.clone(),
+            principal_arn: format!("arn:aws:iam::{}:root", config.account),
+            request_id: request_id.to_owned(),
+        };
+        Ok((caller, verified.body))
+    }
+}

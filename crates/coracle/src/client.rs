@@ -1,0 +1,94 @@
+//! How commands talk to the running server: its AWS APIs, signed with the root key of the state
+//! directory.
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail};
+use aws_api::sigv4::Credentials;
+use aws_api::{Operation, Timestamp};
+use bytes::Bytes;
+use control::credentials::AccessKey;
+
+use crate::state_dir::{self, Endpoint};
+
+/// A server found through its state directory.
+pub struct Client {
+    http: reqwest::Client,
+    pub server: Endpoint,
+    key: AccessKey,
+    credentials: Credentials,
+}
+
+impl Client {
+    pub fn find(state_dir: &Path) -> anyhow::Result<Self> {
+        let server = state_dir::read_endpoint(state_dir)?;
+        let key = AccessKey::load(&state_dir.join("credentials"))?;
+        let credentials = Credentials {
+            access_key_id: key.id.clone(),
+            secret_key: key.secret.expose().to_owned().into(),
+            session_token: None,
+        };
+        // A proxy of the environment is for the world outside, not for a server on this machine.
+        // And as it is spoken to without TLS, a machine without certificate authorities will do.
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .tls_certs_only([])
+            .build()
+            .context("cannot make an HTTP client")?;
+        Ok(Self { http, server, key, credentials })
+    }
+
+    pub fn key(&self) -> &AccessKey {
+        &self.key
+    }
+
+    pub fn http(&self) -> &reqwest::Client {
+        &self.http
+    }
+
+    /// Calls an operation. The service's own error can be found with `downcast_ref::<aws_api::Error>`.
+    pub async fn call<O: Operation>(&self, input: &O::Input) -> anyhow::Result<O::Output> {
+        let endpoint = self.server.url.parse().context("the server's URL makes no sense")?;
+        let request =
+            aws_api::client::request::<O>(&endpoint, &self.credentials, &self.server.region, input, now())?;
+        let (status, body) = self.send(request).await?;
+        Ok(aws_api::client::parse::<O>(status, &body)?)
+    }
+
+    /// Posts to one of Coracle's own paths, signed.
+    pub async fn post(&self, path: &str) -> anyhow::Result<()> {
+        let url = format!("{}{path}", self.server.url);
+        let mut request = http::Request::post(url).body(Bytes::new()).context("cannot make the request")?;
+        aws_api::sigv4::sign(&mut request, &self.credentials, &self.server.region, "ecs", now())
+            .context("cannot sign the request")?;
+        let (status, body) = self.send(request).await?;
+        if !status.is_success() {
+            bail!("{}", String::from_utf8_lossy(&body).trim());
+        }
+        Ok(())
+    }
+
+    async fn send(&self, request: http::Request<Bytes>) -> anyhow::Result<(http::StatusCode, Bytes)> {
+        let request = reqwest::Request::try_from(request).context("cannot make the request")?;
+        let (url, pid) = (&self.server.url, self.server.pid);
+        let response = match self.http.execute(request).await {
+            Err(error) if error.is_connect() => {
+                bail!(
+                    "no Coracle answers at {url}: its process, {pid}, is gone; start it again with `coracle up`"
+                )
+            }
+            response => {
+                response.with_context(|| format!("the Coracle at {url} (process {pid}) does not answer"))?
+            }
+        };
+        let status = response.status();
+        let body = response.bytes().await.context("the server's answer broke off")?;
+        Ok((status, body))
+    }
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}

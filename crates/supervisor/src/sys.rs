@@ -1,0 +1,189 @@
+//! The few system calls that no safe wrapper offers. All `unsafe` of this crate is here.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::{size_of, zeroed};
+use std::os::fd::{AsFd, AsRawFd};
+
+use nix::libc;
+use nix::unistd::{ForkResult, Pid};
+
+/// `MOUNT_ATTR_*` of `mount_setattr(2)`.
+pub const ATTR_NODEV: u64 = 0x4;
+pub const ATTR_IDMAP: u64 = 0x0010_0000;
+
+/// `struct mount_attr` of `mount_setattr(2)`.
+#[repr(C)]
+struct MountAttr {
+    attr_set: u64,
+    attr_clr: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+/// `struct loop_info64` of `<linux/loop.h>`.
+#[repr(C)]
+struct LoopInfo64 {
+    device: u64,
+    inode: u64,
+    rdevice: u64,
+    offset: u64,
+    sizelimit: u64,
+    number: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
+    flags: u32,
+    file_name: [u8; 64],
+    crypt_name: [u8; 64],
+    encrypt_key: [u8; 32],
+    init: [u64; 2],
+}
+
+/// `struct loop_config` of `<linux/loop.h>`.
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    info: LoopInfo64,
+    reserved: [u64; 8],
+}
+
+const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
+const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
+const LO_FLAGS_AUTOCLEAR: u32 = 4;
+
+/// Forks this process, which has one thread.
+pub fn fork() -> nix::Result<Option<Pid>> {
+    // SAFETY: the supervisor never starts a thread, so no lock can be held by another thread at the
+    // moment of the fork and the child may do whatever the parent may.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(Some(child)),
+        ForkResult::Child => Ok(None),
+    }
+}
+
+/// Ends this process without running the parent's exit handlers: for forked children.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit has no preconditions and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// Sets attributes (`ATTR_*`) of a mount and all mounts below it; with [`ATTR_IDMAP`], `userns`
+/// is the user namespace whose mapping is applied.
+pub fn mount_setattr(mount: impl AsFd, set: u64, userns: Option<&dyn AsRawFd>) -> io::Result<()> {
+    let attr = MountAttr {
+        attr_set: set,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: userns.map_or(0, |fd| u64::try_from(fd.as_raw_fd()).unwrap_or(0)),
+    };
+    // SAFETY: the path is a terminated empty string and `attr` is a valid mount_attr of the size
+    // given; the kernel reads both during the call only.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &raw const attr,
+            size_of::<MountAttr>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Asks `/dev/loop-control` for the number of a free loop device.
+pub fn loop_get_free(control: impl AsFd) -> io::Result<u32> {
+    // SAFETY: LOOP_CTL_GET_FREE takes no argument.
+    let number = unsafe { libc::ioctl(control.as_fd().as_raw_fd(), LOOP_CTL_GET_FREE as _) };
+    u32::try_from(number).map_err(|_| io::Error::last_os_error())
+}
+
+/// Attaches `backing` to a loop device. The kernel detaches it at the last close or unmount.
+pub fn loop_configure(device: impl AsFd, backing: impl AsFd) -> io::Result<()> {
+    // SAFETY: LoopConfig is plain integers and byte arrays, for which all zeroes are valid.
+    let mut config: LoopConfig = unsafe { zeroed() };
+    config.fd = u32::try_from(backing.as_fd().as_raw_fd()).map_err(io::Error::other)?;
+    config.info.flags = LO_FLAGS_AUTOCLEAR;
+    // SAFETY: `config` is a valid loop_config that outlives the call.
+    let result = unsafe { libc::ioctl(device.as_fd().as_raw_fd(), LOOP_CONFIGURE as _, &raw const config) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Brings up the interface `lo` of the network namespace that `socket` belongs to.
+pub fn bring_up_loopback(socket: impl AsFd) -> io::Result<()> {
+    // SAFETY: ifreq is plain data, for which all zeroes are valid.
+    let mut request: libc::ifreq = unsafe { zeroed() };
+    request.ifr_name[0] = b'l' as libc::c_char;
+    request.ifr_name[1] = b'o' as libc::c_char;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: `request` is a valid ifreq that outlives the call.
+    let result =
+        unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Owns a descriptor that the kernel has just made for this process.
+pub fn own(descriptor: std::os::fd::RawFd) -> std::os::fd::OwnedFd {
+    // SAFETY: callers pass a descriptor received by SCM_RIGHTS, which nothing else knows.
+    unsafe { std::os::fd::FromRawFd::from_raw_fd(descriptor) }
+}
+
+/// Gives back to the kernel what the allocator holds and does not use.
+pub fn trim_heap() {
+    // SAFETY: malloc_trim has no preconditions.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// Restores the signal state that a program expects at its start: nothing blocked, SIGPIPE fatal.
+pub fn reset_signals() {
+    let empty = nix::sys::signal::SigSet::empty();
+    let _ = nix::sys::signal::sigprocmask(nix::sys::signal::SigmaskHow::SIG_SETMASK, Some(&empty), None);
+    for signal in [nix::sys::signal::Signal::SIGPIPE, nix::sys::signal::Signal::SIGCHLD] {
+        // SAFETY: SIG_DFL installs no handler of ours.
+        let _ = unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) };
+    }
+}
+
+/// Marks every descriptor from 3 on to be closed by `execve`.
+pub fn close_on_exec_from_3() {
+    // SAFETY: CLOSE_RANGE_CLOEXEC only sets flags of descriptors.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+    }
+}
+
+/// Closes every descriptor: for a process that only waits.
+pub fn close_all() {
+    // SAFETY: the caller uses no descriptor any more; owners of these never drop, since the
+    // process does not return.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, 0u32, u32::MAX, 0);
+    }
+}
+
+/// Sends a signal that may be a real-time one.
+pub fn kill(pid: Pid, signal: i32) -> nix::Result<()> {
+    // SAFETY: kill has no memory effects; the kernel checks the number.
+    nix::errno::Errno::result(unsafe { libc::kill(pid.as_raw(), signal) }).map(drop)
+}
+
+/// Duplicates `from` onto the standard descriptor `to` (0, 1 or 2).
+pub fn dup_onto(from: impl AsFd, to: i32) -> io::Result<()> {
+    // SAFETY: dup2 onto a standard descriptor; no OwnedFd owns descriptors 0 to 2 in this program.
+    let result = unsafe { libc::dup2(from.as_fd().as_raw_fd(), to) };
+    if result == to { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layouts_match_the_kernel() {
+        assert_eq!(size_of::<MountAttr>(), 32);
+        assert_eq!(size_of::<LoopInfo64>(), 232);
+        assert_eq!(size_of::<LoopConfig>(), 304);
+    }
+}

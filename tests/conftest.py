@@ -1,0 +1,60 @@
+"""One server for all tests that do not kill theirs, and the check that nothing is left of it."""
+
+import oci_image
+import pytest
+from server import Server, leaks, until
+from tasks import Tasks
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A failed test shows the end of its server's log."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed:
+        for name in ("server", "own_server"):
+            running = getattr(item, "funcargs", {}).get(name)
+            if running is not None:
+                report.sections.append(("coracle up", running.tail()))
+
+
+@pytest.fixture(scope="session")
+def server():
+    running = Server(ephemeral=True)
+    try:
+        running.start()
+        yield running
+        status = running.stop()
+        assert status == 0, f"coracle up ended with {status}\n{running.tail()}"
+        # The supervisors of sandboxes in stock end on their own once told.
+        until(lambda: not leaks(running.state_dir), lambda: f"left behind: {leaks(running.state_dir)}", timeout=10)
+        assert not running.state_dir.exists()
+        log = running.log.read_text()
+        assert "panicked" not in log, running.tail(400)
+    finally:
+        running.destroy()
+
+
+@pytest.fixture(scope="session")
+def image(server):
+    """The reference of a busybox image in the built-in registry: `sh`, all applets, users."""
+    return Tasks(server).push(oci_image.build(), "busybox")
+
+
+@pytest.fixture
+def tasks(server, image):
+    made = Tasks(server)
+    made.image = image
+    return made
+
+
+@pytest.fixture
+def own_server():
+    """A server that the test may kill. Its state lasts until the test's end."""
+    running = Server()
+    try:
+        yield running
+    finally:
+        state_dir = running.state_dir
+        running.destroy()
+        until(lambda: not leaks(state_dir), lambda: f"left behind: {leaks(state_dir)}", timeout=10)

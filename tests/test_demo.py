@@ -1,0 +1,47 @@
+"""`make demo`'s script, from start to end, and interrupted."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+
+import pytest
+from server import until
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def directory():
+    # Not pytest's own: below it, a sandbox's socket would have a longer path than sockets can.
+    with tempfile.TemporaryDirectory(prefix="demo-") as path:
+        yield pathlib.Path(path)
+
+
+def demo(directory):
+    output = open(directory / "output", "wb")
+    environment = os.environ | {"PYTHON": sys.executable, "TMPDIR": str(directory), "KEEP": ""}
+    # In a session of its own, so that a signal to all of it reaches no other.
+    return subprocess.Popen(
+        [ROOT / "scripts/demo"], env=environment, stdout=output, stderr=output, start_new_session=True)
+
+
+def test_demo_runs_and_leaves_nothing(directory):
+    process = demo(directory)
+    status = process.wait(timeout=300)
+    text = (directory / "output").read_text()
+    assert status == 0, text
+    assert 'through the shared volume: {"visits": 3}' in text
+    assert "Nothing is left of it" in text
+    assert list(directory.iterdir()) == [directory / "output"]
+
+
+def test_demo_that_is_interrupted_leaves_nothing(directory):
+    process = demo(directory)
+    text = lambda: (directory / "output").read_text()
+    until(lambda: "ACTIVATING" in text() or process.poll() is not None, text, timeout=120)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=120) == 130, text()
+    assert list(directory.iterdir()) == [directory / "output"]
