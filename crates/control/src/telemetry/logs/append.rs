@@ -107,6 +107,7 @@ struct Batch {
 
 impl Batch {
     fn store(self, tx: &mut Transaction<'_>) -> Result<Appended, LogError> {
+        tx.require_room()?;
         let group = groups::load(tx, &self.group_key)?.id;
         let stream_key = keys::stream(group, &self.stream);
         let mut record = streams::load(tx, &stream_key)?;

@@ -192,6 +192,7 @@ impl LogStore {
 }
 
 pub(super) fn create(tx: &mut Transaction<'_>, scope: &Scope, group: NewGroup) -> Result<(), LogError> {
+    tx.require_room()?;
     let key = keys::group(scope, &group.name);
     if tx.get(&key)?.is_some() {
         return Err(LogError::GroupExists);
@@ -229,14 +230,14 @@ impl super::Inner {
     }
 
     fn describe_groups(&self, scope: &Scope, query: &GroupQuery) -> Result<GroupPage, LogError> {
-        const LIST: &str = "groups";
+        let list = format!("groups/{}/{}", scope.account, scope.region);
         let base = keys::group(scope, "");
         let prefix = match &query.names {
             NamePattern::Prefix(prefix) => keys::group(scope, prefix),
             _ => base.clone(),
         };
         let after = match &query.token {
-            Some(token) => Some(self.tokens.read_listing(token, LIST)?),
+            Some(token) => Some(self.tokens.read_listing(token, &list)?),
             None => None,
         };
         let mut page = GroupPage { groups: Vec::new(), next_token: None };
@@ -261,7 +262,7 @@ impl super::Inner {
             }
             if page.groups.len() == query.limit.max(1) {
                 let last = page.groups.last().map(|group| keys::group(scope, &group.name));
-                page.next_token = last.map(|key| self.tokens.listing(LIST, &key));
+                page.next_token = last.map(|key| self.tokens.listing(&list, &key));
                 break;
             }
             page.groups.push(self.log_group(name.to_owned(), record)?);

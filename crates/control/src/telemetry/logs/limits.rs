@@ -90,6 +90,33 @@ pub fn check_batch(events: &[Event], retention_days: Option<u32>, now: i64) -> R
     })
 }
 
+/// Checks a group's name (`LogGroupName` in the service model).
+///
+/// # Errors
+/// `InvalidParameter`.
+pub fn check_group_name(name: &str) -> Result<(), LogError> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b".-_/#".contains(&b);
+    if (1..=512).contains(&name.len()) && name.bytes().all(allowed) {
+        return Ok(());
+    }
+    Err(LogError::InvalidParameter(format!(
+        "{name:?} is not a log group name: 1 to 512 letters, digits and . - _ / #."
+    )))
+}
+
+/// Checks a stream's name (`LogStreamName` in the service model).
+///
+/// # Errors
+/// `InvalidParameter`.
+pub fn check_stream_name(name: &str) -> Result<(), LogError> {
+    if (1..=512).contains(&name.chars().count()) && !name.contains([':', '*']) {
+        return Ok(());
+    }
+    Err(LogError::InvalidParameter(format!(
+        "{name:?} is not a log stream name: 1 to 512 characters without : and *."
+    )))
+}
+
 pub(super) fn check_message(message: &str) -> Result<(), LogError> {
     let size = billed_size(message.len());
     if size > MAX_EVENT_BYTES {
@@ -130,6 +157,20 @@ mod tests {
         );
         let all_new = check_batch(&events(&[3 * HOUR]), None, NOW).expect("accepted");
         assert_eq!((all_new.events, all_new.too_new_start), (0..0, Some(0)));
+    }
+
+    #[test]
+    fn names_are_those_of_the_service() {
+        for good in ["a", "/ecs/web-1_2.3#4", &"x".repeat(512)] {
+            assert!(check_group_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", "a b", "a:b", "ä", "a\0", &"x".repeat(513)] {
+            assert!(check_group_name(bad).is_err(), "{bad}");
+        }
+        assert!(check_stream_name("web/app/0123 ä").is_ok());
+        for bad in ["", "a:b", "a*", &"ä".repeat(513)] {
+            assert!(check_stream_name(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -88,12 +88,13 @@ impl LogStore {
         let db = Database::builder(dir)
             .cache_size(16 << 20)
             .max_journaling_size(64 << 20)
-            .worker_threads(1)
+            // One may be busy with a compaction for long while a full memtable waits for the other.
+            .worker_threads(2)
             .open()?;
-        // Small memtables: they are the store's share of the resident memory.
+        // Small memtables: they are most of the store's resident memory, and up to five of a keyspace
+        // are there at once under load.
         let meta = db.keyspace("meta", || KeyspaceCreateOptions::default().max_memtable_size(4 << 20))?;
-        let events =
-            db.keyspace("events", || KeyspaceCreateOptions::default().max_memtable_size(16 << 20))?;
+        let events = db.keyspace("events", || KeyspaceCreateOptions::default().max_memtable_size(8 << 20))?;
         let (secret, next_id) = Self::prepare(&db, &meta)?;
 
         let (hub, tail_thread) = tail::Hub::start().map_err(io)?;

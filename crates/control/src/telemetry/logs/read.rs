@@ -1,11 +1,14 @@
 //! Reading events: one stream (`GetLogEvents`), or a search over a group's streams in order of time
 //! (`FilterLogEvents`).
 //!
-//! Memory is bounded by one page. A search reads its streams one after the other and keeps the best
-//! events found so far, at most a page; as soon as the page is full, later streams are read only up to
-//! the page's last event. So a search needs one open iterator however many streams there are, and
-//! gives the same pages as a merge of all streams would. It also stops after reading so many events
-//! without matches: such a page holds fewer events (or none) and a token.
+//! Memory is bounded by one page. A search reads its streams one after the other, in the order of
+//! their first events, and keeps the earliest events found so far, at most a page; as soon as the page
+//! is full, later streams are read only up to the page's last event. So a search needs one open
+//! iterator however many streams there are, and gives the same pages as a merge of all streams would.
+//!
+//! A page also reads a bounded amount. How far in time that leads is estimated from the sizes and times
+//! that the streams' records have; a stream that holds much more than was estimated ends the page
+//! where it reaches its share. So a page may hold few events, or none, and have a token.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -23,12 +26,13 @@ use crate::telemetry::filter::FilterPattern;
 pub const PAGE_EVENTS: usize = 10_000;
 const PAGE_BYTES: usize = limits::MAX_BATCH_BYTES as usize;
 
-/// What one page of a search may read.
-const SCAN_EVENTS: usize = 100_000;
-const SCAN_BYTES: usize = 64 << 20;
+/// What one page of a search is meant to read, in bytes as the service counts them.
+const SCAN_BYTES: u64 = 16 << 20;
 
-/// What it may read of each stream, however many there are.
-const SCAN_STREAM_EVENTS: usize = 64;
+/// What it may read of each stream: so many times what was estimated, and at least this part of
+/// [`SCAN_BYTES`] (4 KiB).
+const SHARE_FACTOR: u64 = 4;
+const SHARE_PART: u64 = 4096;
 
 /// An event as it is stored. Times are milliseconds since the epoch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,7 +121,7 @@ impl LogStore {
         pattern: Arc<FilterPattern>,
     ) -> Result<FilterPage, LogError> {
         let (scope, group) = (scope.clone(), group.to_owned());
-        self.read(move |inner| inner.filter(&scope, &group, &query, &pattern)).await
+        self.read(move |inner| inner.filter(&scope, &group, &query, &pattern, SCAN_BYTES)).await
     }
 }
 
@@ -183,12 +187,14 @@ impl Inner {
         })
     }
 
-    fn filter(
+    /// `budget`: the bytes that the page is meant to read.
+    pub(super) fn filter(
         &self,
         scope: &Scope,
         group: &str,
         query: &FilterQuery,
         pattern: &FilterPattern,
+        budget: u64,
     ) -> Result<FilterPage, LogError> {
         let group = self.group(scope, group)?;
         let expiry = group.expiry(self.clock.now().millis()).unwrap_or(i64::MIN);
@@ -209,16 +215,24 @@ impl Inner {
             upper: high,
             found: BTreeMap::new(),
             bytes: 0,
-            events_left: SCAN_EVENTS,
-            bytes_left: SCAN_BYTES,
+            read: 0,
         };
-        let count = candidates.len();
-        for (i, stream) in candidates.into_iter().enumerate() {
-            if low >= search.upper {
+        search.upper = horizon(&candidates, high, budget);
+        let estimated_to = search.upper.time;
+        for candidate in &candidates {
+            // What is left to read may be less than was estimated, but not before the page's first event.
+            if candidate.from > low && search.read > SHARE_FACTOR * budget {
+                search.lower_to(candidate.from.min(search.upper));
+            }
+            if candidate.from >= search.upper {
+                // So do all that follow.
                 break;
             }
-            let range = keys::event(group.id, stream, low)..keys::event(group.id, stream, search.upper);
-            search.stream(stream, snapshot.range(&self.events, range), count - i)?;
+            let estimate = candidate.bytes_before(estimated_to);
+            let share = (budget / SHARE_PART).max(SHARE_FACTOR.saturating_mul(estimate)).max(1);
+            let id = candidate.id;
+            let range = keys::event(group.id, id, low)..keys::event(group.id, id, search.upper);
+            search.stream(id, snapshot.range(&self.events, range), share)?;
         }
         let next_token = (search.upper < high).then(|| self.tokens.filter(group.id, search.upper));
         let mut names = HashMap::new();
@@ -240,8 +254,7 @@ impl Inner {
         Ok(FilterPage { events, next_token })
     }
 
-    /// The streams that may hold events between `low` and `high`, small ones first: what they leave
-    /// of the reading that is allowed goes to the large ones.
+    /// The streams that may hold events between `low` and `high`, in the order in which they begin.
     fn candidates(
         &self,
         snapshot: &fjall::Snapshot,
@@ -249,14 +262,21 @@ impl Inner {
         query: &FilterQuery,
         low: Position,
         high: Position,
-    ) -> Result<Vec<StreamId>, LogError> {
+    ) -> Result<Vec<Candidate>, LogError> {
         let mut found = Vec::new();
         let mut consider = |record: StreamRecord| {
             if let Some(span) = record.span
                 && span.last >= low.time
                 && Position::start_of(span.first) < high
             {
-                found.push((record.bytes, record.id));
+                let from = Position::start_of(span.first).max(low);
+                found.push(Candidate {
+                    from,
+                    id: record.id,
+                    first: span.first,
+                    last: span.last,
+                    bytes: record.bytes,
+                });
             }
         };
         if query.streams.is_empty() {
@@ -271,8 +291,55 @@ impl Inner {
         }
         found.sort_unstable();
         found.dedup();
-        Ok(found.into_iter().map(|(_, id)| id).collect())
+        Ok(found)
     }
+}
+
+/// A stream to search. The order of the fields is that of reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    /// No event of the search comes before it.
+    from: Position,
+    id: StreamId,
+    /// Times of its oldest and newest events, and the bytes of all.
+    first: i64,
+    last: i64,
+    bytes: u64,
+}
+
+impl Candidate {
+    /// About how many bytes it holds from where the search begins up to `time`, if its events are
+    /// evenly spread.
+    fn bytes_before(&self, time: i64) -> u64 {
+        let end = time.min(self.last.saturating_add(1));
+        let within = end.saturating_sub(self.from.time).max(0);
+        let whole = self.last.saturating_sub(self.first).saturating_add(1).max(1);
+        let bytes =
+            u128::from(self.bytes) * u128::from(within.unsigned_abs()) / u128::from(whole.unsigned_abs());
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+}
+
+/// How far a page shall go at most: up to where it has read `budget` bytes, if the streams' events are
+/// evenly spread. After the first candidate's begin, so that every page gets on.
+fn horizon(candidates: &[Candidate], high: Position, budget: u64) -> Position {
+    let Some(first) = candidates.first() else { return high };
+    let fits = |time| {
+        let bytes = candidates.iter().map(|candidate| candidate.bytes_before(time));
+        bytes.fold(0, u64::saturating_add) <= budget
+    };
+    let last = candidates.iter().map(|candidate| candidate.last).max().unwrap_or(i64::MAX);
+    let end = last.saturating_add(1).min(high.time);
+    if fits(end) {
+        return high;
+    }
+    // What fits ends at `low` or later, and before `end`.
+    let (mut low, mut end) = (first.from.time.saturating_add(1), end);
+    while end.saturating_sub(low) > 1 {
+        let middle = low + (end - low) / 2;
+        if fits(middle) { low = middle } else { end = middle }
+    }
+    Position::start_of(low).min(high)
 }
 
 struct Search<'q> {
@@ -283,28 +350,25 @@ struct Search<'q> {
     found: BTreeMap<Position, (StreamId, StoredEvent)>,
     /// Of the messages in `found`.
     bytes: usize,
-    events_left: usize,
-    bytes_left: usize,
+    /// Bytes read so far, as the service counts them.
+    read: u64,
 }
 
 impl Search<'_> {
-    /// Reads one stream, of `remaining` that share what is left to read. At least one event is read,
-    /// so that every page gets on.
-    fn stream(&mut self, id: StreamId, range: fjall::Iter, remaining: usize) -> Result<(), LogError> {
-        let events = (self.events_left / remaining).max(SCAN_STREAM_EVENTS);
-        let bytes = self.bytes_left / remaining;
-        let (mut events_read, mut bytes_read) = (0, 0);
+    /// Reads one stream, of which the page may read `share` bytes. At least one event is read, so that
+    /// every page gets on.
+    fn stream(&mut self, id: StreamId, range: fjall::Iter, share: u64) -> Result<(), LogError> {
+        let mut read = 0;
         for entry in range {
             let (at, event) = decode(entry)?;
             if at >= self.upper {
                 break;
             }
-            if events_read >= events || (bytes_read >= bytes && events_read > 0) {
+            if read >= share {
                 self.lower_to(at);
                 break;
             }
-            events_read += 1;
-            bytes_read += event.message.len();
+            read += record::billed_size(event.message.len());
             if self.pattern.matches(&event.message) {
                 self.bytes += event.message.len();
                 self.found.insert(at, (id, event));
@@ -313,8 +377,7 @@ impl Search<'_> {
                 }
             }
         }
-        self.events_left = self.events_left.saturating_sub(events_read);
-        self.bytes_left = self.bytes_left.saturating_sub(bytes_read);
+        self.read = self.read.saturating_add(read);
         Ok(())
     }
 

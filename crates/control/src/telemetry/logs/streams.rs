@@ -5,7 +5,7 @@ use std::collections::BinaryHeap;
 
 use super::record::{self, Span, StreamRecord};
 use super::writer::Transaction;
-use super::{LogError, LogStore, groups, keys};
+use super::{LogError, LogStore, groups, keys, limits};
 use crate::keys::Scope;
 
 /// A stream as it is. Times are milliseconds since the epoch.
@@ -53,10 +53,11 @@ impl LogStore {
     }
 
     /// Makes sure that a stream exists, and its group too when `create_group` is given (the awslogs
-    /// driver's `awslogs-create-group`).
+    /// driver's `awslogs-create-group`). Unlike the other operations it checks the names.
     ///
     /// # Errors
-    /// `GroupNotFound` when the group is missing and shall not be created.
+    /// `GroupNotFound` when the group is missing and shall not be created; `InvalidParameter` for names
+    /// that the service does not allow.
     pub async fn ensure_stream(
         &self,
         scope: &Scope,
@@ -64,6 +65,8 @@ impl LogStore {
         name: &str,
         create_group: bool,
     ) -> Result<(), LogError> {
+        limits::check_group_name(group)?;
+        limits::check_stream_name(name)?;
         let (scope, group, name) = (scope.clone(), group.to_owned(), name.to_owned());
         self.write(0, false, move |tx| {
             let key = keys::group(&scope, &group);
@@ -139,6 +142,7 @@ fn create(tx: &mut Transaction<'_>, group: &[u8], name: String) -> Result<(), Lo
     if tx.get(&key)?.is_some() {
         return Err(LogError::StreamExists);
     }
+    tx.require_room()?;
     let record = StreamRecord { id: tx.id(), created_at: tx.now, span: None, bytes: 0 };
     tx.put(key, record::encode(&record));
     tx.put(keys::stream_name(group, record.id), name.into_bytes());
@@ -175,10 +179,10 @@ fn name_in_key(key: &[u8]) -> Result<&str, LogError> {
 
 impl super::Inner {
     fn streams_by_name(&self, group: u64, query: &StreamQuery) -> Result<StreamPage, LogError> {
-        let list = if query.descending { "streams-down" } else { "streams-up" };
+        let list = format!("streams-{}/{group}", if query.descending { "down" } else { "up" });
         let prefix = keys::stream(group, &query.prefix);
         let after = match &query.token {
-            Some(token) => Some(self.tokens.read_listing(token, list)?),
+            Some(token) => Some(self.tokens.read_listing(token, &list)?),
             None => None,
         };
         let beyond = |key: &[u8]| match &after {
@@ -190,7 +194,7 @@ impl super::Inner {
         let mut last = Vec::new();
         let mut visit = |key: &[u8], value: &[u8]| -> Result<bool, LogError> {
             if page.streams.len() == query.limit.max(1) {
-                page.next_token = Some(self.tokens.listing(list, &last));
+                page.next_token = Some(self.tokens.listing(&list, &last));
                 return Ok(false);
             }
             page.streams.push(log_stream(name_in_key(key)?.to_owned(), &record::decode(value, "stream")?));
@@ -218,10 +222,10 @@ impl super::Inner {
 
     /// Goes over all streams and keeps the page's in a heap: memory follows the page, not the group.
     fn streams_by_time(&self, group: u64, query: &StreamQuery) -> Result<StreamPage, LogError> {
-        let list = if query.descending { "streams-newest" } else { "streams-oldest" };
+        let list = format!("streams-{}/{group}", if query.descending { "newest" } else { "oldest" });
         let after = match &query.token {
             Some(token) => {
-                Some(Ranked::from_token(&self.tokens.read_listing(token, list)?, query.descending)?)
+                Some(Ranked::from_token(&self.tokens.read_listing(token, &list)?, query.descending)?)
             }
             None => None,
         };
@@ -242,7 +246,7 @@ impl super::Inner {
         let more = ranked.len() > limit;
         ranked.truncate(limit);
         let next_token = ranked.last().filter(|_| more).map(|last| {
-            self.tokens.listing(list, &[&last.time().to_be_bytes(), last.stream.name.as_bytes()].concat())
+            self.tokens.listing(&list, &[&last.time().to_be_bytes(), last.stream.name.as_bytes()].concat())
         });
         Ok(StreamPage { streams: ranked.into_iter().map(|ranked| ranked.stream).collect(), next_token })
     }

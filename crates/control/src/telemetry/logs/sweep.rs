@@ -65,15 +65,20 @@ impl LogStore {
     /// Removes all that a deleted group or stream left.
     async fn erase(&self, group: GroupId, stream: Option<StreamId>) -> Result<u64, LogError> {
         let mut erased = 0;
-        loop {
-            let (meta, events) = (self.inner.meta.clone(), self.inner.events.clone());
-            let (removed, finished) =
-                self.write(0, true, move |tx| erase_chunk(tx, &meta, &events, group, stream)).await?;
-            erased += removed as u64;
-            if finished {
-                return Ok(erased);
-            }
+        let mut from = Some(keys::events(group, stream));
+        while let Some(key) = from.take() {
+            let events = self.inner.events.clone();
+            let removed =
+                self.write(0, true, move |tx| erase_events(tx, &events, group, stream, &key)).await?;
+            erased += removed.0 as u64;
+            from = removed.1;
         }
+        let mut finished = false;
+        while !finished {
+            let meta = self.inner.meta.clone();
+            finished = self.write(0, true, move |tx| erase_records(tx, &meta, group, stream)).await?;
+        }
+        Ok(erased)
     }
 
     async fn expire_group(&self, group: GroupId, expiry: i64) -> Result<u64, LogError> {
@@ -126,35 +131,51 @@ impl LogStore {
     }
 }
 
-/// Removes some events, then the records, then the mark; says how many events, and whether that was all.
-fn erase_chunk(
+/// Removes some events from the key `from` on. Says how many, and where to go on: beginning anew would
+/// pass all that was removed, every time.
+fn erase_events(
     tx: &mut Transaction<'_>,
-    meta: &fjall::Keyspace,
     events: &fjall::Keyspace,
     group: GroupId,
     stream: Option<StreamId>,
-) -> Result<(usize, bool), LogError> {
+    from: &[u8],
+) -> Result<(usize, Option<Vec<u8>>), LogError> {
+    let prefix = keys::events(group, stream);
     let mut removed = 0;
-    for entry in events.prefix(keys::events(group, stream)).take(CHUNK) {
-        tx.remove_event(entry.key()?.to_vec());
+    for entry in events.range(from..) {
+        let key = entry.key()?;
+        if !key.starts_with(&prefix) {
+            break;
+        }
+        if removed == CHUNK {
+            return Ok((removed, Some(key.to_vec())));
+        }
+        tx.remove_event(key.to_vec());
         removed += 1;
     }
-    if removed == CHUNK {
-        return Ok((removed, false));
-    }
+    Ok((removed, None))
+}
+
+/// Removes some records of a deleted group, and at last the mark; says whether that was all.
+fn erase_records(
+    tx: &mut Transaction<'_>,
+    meta: &fjall::Keyspace,
+    group: GroupId,
+    stream: Option<StreamId>,
+) -> Result<bool, LogError> {
     if stream.is_none() {
         let records = meta.prefix(keys::stream(group, "")).chain(meta.prefix(keys::stream_names(group)));
-        let mut left = 0;
+        let mut removed = 0;
         for entry in records.take(CHUNK) {
             tx.remove(entry.key()?.to_vec());
-            left += 1;
+            removed += 1;
         }
-        if left == CHUNK {
-            return Ok((removed, false));
+        if removed == CHUNK {
+            return Ok(false);
         }
     }
     tx.remove(keys::trash(group, stream));
-    Ok((removed, true))
+    Ok(true)
 }
 
 fn expire_chunk(tx: &mut Transaction<'_>, events: &fjall::Keyspace, due: &Due) -> Result<usize, LogError> {
@@ -165,7 +186,8 @@ fn expire_chunk(tx: &mut Transaction<'_>, events: &fjall::Keyspace, due: &Due) -
     let key = |at| keys::event(due.group, record.id, at);
     let (mut removed, mut bytes) = (0, 0);
     let mut left = None;
-    for entry in events.range(key(Position::start_of(i64::MIN))..=key(Position::MAX)) {
+    // From the first event on: what was removed before it is not passed again.
+    for entry in events.range(key(Position::start_of(span.first))..=key(Position::MAX)) {
         let (key, value) = entry.into_inner()?;
         let at = keys::event_position(&key)?;
         if at.time >= due.expiry || removed == CHUNK {

@@ -25,7 +25,7 @@ const QUEUE_BYTES: u32 = 32 << 20;
 /// Ids are reserved on disk in blocks of this many.
 const ID_BLOCK: u64 = 1 << 20;
 
-/// Writes stop while less than this is free on the disk: a journal that cannot grow poisons the
+/// Nothing is added while less than this is free on the disk: a journal that cannot grow poisons the
 /// database until restart, and compaction needs room to give room back.
 const DISK_RESERVE: u64 = 64 << 20;
 
@@ -98,6 +98,7 @@ impl Loop {
         while let Some(job) = next.take().or_else(|| queue.blocking_recv()) {
             let now = self.clock.now().millis();
             let mut tx = Transaction::new(&self.meta, self.hub.has_sessions(), self.next_id, now);
+            tx.full = free_space(&self.dir).is_some_and(|free| free < DISK_RESERVE);
             let mut done = vec![(job.run)(&mut tx)];
             while !job.alone && tx.bytes < COMMIT_BYTES {
                 match queue.try_recv() {
@@ -128,10 +129,6 @@ impl Loop {
     ) -> Result<(), LogError> {
         if records.is_empty() && events.is_empty() {
             return Ok(());
-        }
-        let grows = records.values().chain(events.iter().map(|(_, value)| value)).any(Option::is_some);
-        if grows && free_space(&self.dir).is_some_and(|free| free < DISK_RESERVE) {
-            return Err(LogError::DiskFull);
         }
         let mut batch = self.db.batch().durability(Some(PersistMode::SyncData));
         let mut reserved = self.reserved;
@@ -164,6 +161,8 @@ fn free_space(dir: &std::path::Path) -> Option<u64> {
 pub(super) struct Transaction<'a> {
     meta: &'a Keyspace,
     pub now: i64,
+    /// Whether the disk has too little room for what is new.
+    full: bool,
     /// Whether anyone tails, so that appended events need be kept for them.
     tailed: bool,
     /// Changed records. A map: a batch must not hold a key twice.
@@ -181,6 +180,7 @@ impl<'a> Transaction<'a> {
         Self {
             meta,
             now,
+            full: false,
             tailed,
             records: HashMap::new(),
             events: Vec::new(),
@@ -210,6 +210,12 @@ impl<'a> Transaction<'a> {
             }
         }
         outcome
+    }
+
+    /// Refuses a change that adds to the store while the disk is full; changes that lead to room do not
+    /// ask.
+    pub fn require_room(&self) -> Result<(), LogError> {
+        if self.full { Err(LogError::DiskFull) } else { Ok(()) }
     }
 
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, LogError> {

@@ -147,7 +147,7 @@ async fn a_full_disk_refuses_writes_and_recovers() {
     };
     let clock = Clock::manual(model::Timestamp(NOW));
     let scope = scope("123456789012");
-    let store = LogStore::open(&mount.dir.path().join("logs"), clock).expect("open");
+    let store = LogStore::open(&mount.dir.path().join("logs"), clock.clone()).expect("open");
     store.ensure_stream(&scope, "g", "s", true).await.expect("stream");
     let batch = || vec![event(NOW, "one")];
     store.append(&scope, "g", "s", batch(), None).await.expect("append");
@@ -157,9 +157,17 @@ async fn a_full_disk_refuses_writes_and_recovers() {
     assert!(matches!(refused, Err(LogError::DiskFull)), "{refused:?}");
     let query = GetQuery { limit: 10, ..GetQuery::default() };
     assert_eq!(store.get(&scope, "g", "s", query.clone()).await.expect("get").events.len(), 1);
+    let create = store.ensure_stream(&scope, "g", "another", false).await;
+    assert!(matches!(create, Err(LogError::DiskFull)), "{create:?}");
+    // What leads to room is done: expire what is there.
+    store.set_retention(&scope, "g", Some(1)).await.expect("retention");
+    store.ensure_stream(&scope, "g", "s", true).await.expect("nothing to create");
+    clock.advance(2 * DAY_MS);
+    assert_eq!(store.sweep().await.expect("sweep").expired_events, 1);
+    store.set_retention(&scope, "g", None).await.expect("retention");
     std::fs::remove_file(&filler).expect("make room");
     store.append(&scope, "g", "s", batch(), None).await.expect("append again");
-    assert_eq!(store.get(&scope, "g", "s", query).await.expect("get").events.len(), 2);
+    assert_eq!(store.get(&scope, "g", "s", query).await.expect("get").events.len(), 1);
 }
 
 /// A file system of its own size; unmounted when dropped.

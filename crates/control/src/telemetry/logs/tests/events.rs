@@ -151,7 +151,34 @@ async fn a_search_for_a_needle_ends() {
     }
     let query = FilterQuery { limit: 10_000, ..FilterQuery::default() };
     assert_eq!(f.filter("g", query.clone(), "nothing").await, []);
-    assert_eq!(f.filter("g", query, "").await.len(), 150_010);
+    assert_eq!(f.filter("g", query.clone(), "").await.len(), 150_010);
+    // 150,010 events of about 36 bytes: pages get on by about what they are meant to read.
+    let (events, pages) = f.filter_within("g", query, "nothing", 256 << 10).await;
+    assert_eq!(events, []);
+    assert!((10..40).contains(&pages), "{pages} pages");
+}
+
+/// Many short streams one after the other, as tasks leave them: a page opens only those of its time.
+#[tokio::test]
+async fn a_search_over_many_streams_is_in_order() {
+    let f = Fixture::new();
+    f.group("g").await;
+    let mut expected = Vec::new();
+    for s in 0..600_i64 {
+        let name = format!("task/{s}");
+        f.stream("g", &name).await;
+        let events: Vec<_> = (0..250).map(|i| event(NOW + s * 100 + i, &format!("{s} {i}"))).collect();
+        expected.extend(events.iter().cloned());
+        f.store.append(&f.scope, "g", &name, events, None).await.expect("append");
+    }
+    expected.sort_by_key(|e| e.timestamp);
+    let query = FilterQuery { limit: 10_000, ..FilterQuery::default() };
+    let found = f.filter("g", query.clone(), "").await;
+    assert!(found.iter().map(|e| &e.event.message).eq(expected.iter().map(|e| &e.message)));
+    assert_eq!(f.filter("g", query.clone(), "\"599 249\"").await.len(), 1);
+    let (events, pages) = f.filter_within("g", query, "\"599 249\"", 256 << 10).await;
+    assert_eq!(events.len(), 1);
+    assert!((10..40).contains(&pages), "{pages} pages");
 }
 
 #[derive(Clone, Debug)]
@@ -168,10 +195,10 @@ fn puts() -> impl Strategy<Value = Vec<Put>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Under any limit, every event is seen exactly once and in order: searching, and reading each
+    /// Under any limit and reading budget, every event is seen exactly once and in order: searching, and reading each
     /// stream forwards and backwards.
     #[test]
-    fn pages_lose_and_repeat_nothing(puts in puts(), limits in prop::collection::vec(1..9_usize, 1..4)) {
+    fn pages_lose_and_repeat_nothing(puts in puts(), limits in prop::collection::vec((1..9_usize, 1..2_000_u64), 1..4)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
         runtime.block_on(async {
             let f = Fixture::new();
@@ -188,8 +215,9 @@ proptest! {
             }
             // Stable: events of one time stay in the order of arrival.
             expected.sort_by_key(|(time, ..)| *time);
-            for limit in limits {
-                let found = f.filter("g", FilterQuery { limit, ..FilterQuery::default() }, "").await;
+            for (limit, budget) in limits {
+                let query = FilterQuery { limit, ..FilterQuery::default() };
+                let (found, _) = f.filter_within("g", query, "", budget).await;
                 let found: Vec<_> = found.iter()
                     .map(|e| (e.event.timestamp, e.stream.parse().expect("number"), e.event.message.clone())).collect();
                 assert_eq!(found, expected);

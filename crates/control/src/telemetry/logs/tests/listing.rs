@@ -115,6 +115,18 @@ async fn streams_are_listed_by_name_and_by_last_event() {
         assert_eq!(stream_names(&f, "g", newest).await, reversed(by_time));
         assert_eq!(stream_names(&f, "g", query("", StreamOrder::LastEventTime, false)).await, by_time);
     }
+    // A token leads on in its own list only.
+    let one = StreamQuery { limit: 1, ..StreamQuery::default() };
+    let page = f.store.describe_streams(&f.scope, "g", one.clone()).await.expect("page");
+    for (group, descending, order) in [
+        ("h", false, StreamOrder::Name),
+        ("g", true, StreamOrder::Name),
+        ("g", false, StreamOrder::LastEventTime),
+    ] {
+        let query = StreamQuery { token: page.next_token.clone(), descending, order, ..one.clone() };
+        let refused = f.store.describe_streams(&f.scope, group, query).await;
+        assert!(matches!(refused, Err(LogError::InvalidToken)));
+    }
     let stream = f.store.stream(&f.scope, "g", "web/1").await.expect("stream");
     assert_eq!((stream.first_event_at, stream.last_event_at), (Some(NOW - 5), Some(NOW + 5)));
     assert_eq!(stream.last_ingested_at, Some(NOW));

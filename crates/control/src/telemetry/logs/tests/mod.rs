@@ -58,20 +58,31 @@ impl Fixture {
 
     /// All pages of a search.
     pub async fn filter(&self, group: &str, query: FilterQuery, pattern: &str) -> Vec<FilteredEvent> {
+        self.filter_within(group, query, pattern, 16 << 20).await.0
+    }
+
+    /// All pages of a search, each of which is meant to read `budget` bytes, and their number.
+    pub async fn filter_within(
+        &self,
+        group: &str,
+        query: FilterQuery,
+        pattern: &str,
+        budget: u64,
+    ) -> (Vec<FilteredEvent>, usize) {
         let pattern = Arc::new(FilterPattern::parse(pattern).expect("pattern"));
-        let mut events = Vec::new();
+        let (mut events, mut pages) = (Vec::new(), 0);
         let mut query = query;
         loop {
-            let page = self
-                .store
-                .filter(&self.scope, group, query.clone(), Arc::clone(&pattern))
-                .await
-                .expect("filter");
+            let (scope, group) = (self.scope.clone(), group.to_owned());
+            let (of_page, pattern) = (query.clone(), Arc::clone(&pattern));
+            let page = self.store.read(move |inner| inner.filter(&scope, &group, &of_page, &pattern, budget));
+            let page = page.await.expect("filter");
+            pages += 1;
             assert!(page.events.len() <= query.limit);
             events.extend(page.events);
             query.token = page.next_token;
             if query.token.is_none() {
-                return events;
+                return (events, pages);
             }
         }
     }
