@@ -46,12 +46,19 @@ async fn main() {
         }
     };
     // In turns, so that what else the machine does falls on all alike.
-    for _ in 0..rounds {
-        let (pulled, durable) = coracle(&reference).await;
+    // Nothing is deleted before the end: ext4 is slow to make files anew where some were deleted in the last seconds.
+    let root = support::scratch();
+    for round in 0..rounds {
+        let place = |name: &str| {
+            let place = root.path().join(format!("{name}{round}"));
+            std::fs::create_dir(&place).unwrap();
+            place
+        };
+        let (pulled, durable) = coracle(&reference, &place("coracle")).await;
         add("coracle", Some(pulled));
         add("coracle, durable", Some(durable));
-        add("skopeo copy to dir: (not unpacked)", skopeo(&reference, "dir"));
-        add("skopeo copy to containers-storage:", skopeo(&reference, "storage"));
+        add("skopeo copy to dir: (not unpacked)", skopeo(&reference, "dir", &place("dir")));
+        add("skopeo copy to containers-storage:", skopeo(&reference, "storage", &place("storage")));
         add("docker pull", docker.as_ref().and_then(|docker| docker.pull(&reference)));
     }
     for (name, mut times) in rows {
@@ -89,9 +96,8 @@ fn layer(mib: usize, seed: u64) -> Layer {
     tar.layer(Compression::Gzip)
 }
 
-async fn coracle(reference: &str) -> (Duration, Duration) {
-    let root = support::scratch();
-    let store = ImageStore::open(root.path().join("store"), ImageOptions::default()).unwrap();
+async fn coracle(reference: &str, root: &Path) -> (Duration, Duration) {
+    let store = ImageStore::open(root.join("store"), ImageOptions::default()).unwrap();
     let began = Instant::now();
     let image = store.pull(PullRequest::new(reference), |_| {}).await.unwrap();
     let pulled = began.elapsed();
@@ -100,9 +106,8 @@ async fn coracle(reference: &str) -> (Duration, Duration) {
     (pulled, began.elapsed())
 }
 
-fn skopeo(reference: &str, to: &str) -> Option<Duration> {
-    let root = support::scratch();
-    let path = |name: &str| root.path().join(name).display().to_string();
+fn skopeo(reference: &str, to: &str, root: &Path) -> Option<Duration> {
+    let path = |name: &str| root.join(name).display().to_string();
     let destination = match to {
         "dir" => format!("dir:{}", path("copy")),
         _ => format!("containers-storage:[overlay@{}+{}]bench:1", path("graph"), path("run")),
@@ -111,7 +116,7 @@ fn skopeo(reference: &str, to: &str) -> Option<Duration> {
     command.args(["--insecure-policy", "copy", "--quiet", "--src-tls-verify=false"]);
     let took = time(command.arg(format!("docker://{reference}")).arg(destination));
     // A store of overlays may be mounted once at its end.
-    let _ = Command::new("umount").arg(root.path().join("graph/overlay")).stderr(Stdio::null()).status();
+    let _ = Command::new("umount").arg(root.join("graph/overlay")).stderr(Stdio::null()).status();
     took
 }
 

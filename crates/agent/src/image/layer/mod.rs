@@ -1,5 +1,6 @@
 //! Layers: from a stream of compressed bytes to a directory that overlayfs can take as a lower one.
 
+mod gzip;
 mod pax;
 mod pipeline;
 mod tar;

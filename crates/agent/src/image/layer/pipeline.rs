@@ -14,6 +14,7 @@ use std::sync::mpsc as std_mpsc;
 use bytes::{Buf, Bytes};
 use tokio::sync::{mpsc, oneshot};
 
+use super::gzip::GzipReader;
 use super::tar::TarError;
 use super::unpack::{Limits, UnpackError, Unpacked, unpack};
 use crate::image::digest::{Digest, Hasher};
@@ -244,7 +245,7 @@ type Prefixed<'a> = Chain<Cursor<Vec<u8>>, &'a mut Compressed>;
 
 /// The compression is told by the content, as in containerd and Docker: media types are often wrong about it.
 enum Decoder<'a> {
-    Gzip(Box<flate2::bufread::MultiGzDecoder<Prefixed<'a>>>),
+    Gzip(Box<GzipReader<Prefixed<'a>>>),
     Zstd(zstd::stream::read::Decoder<'static, Prefixed<'a>>),
     Plain(Prefixed<'a>),
 }
@@ -256,7 +257,7 @@ impl<'a> Decoder<'a> {
         let magic: [u8; 4] = std::array::from_fn(|index| start.get(index).copied().unwrap_or(0));
         let input = Read::chain(Cursor::new(start), input);
         Ok(match magic {
-            [0x1f, 0x8b, 0x08, _] => Self::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(input))),
+            [0x1f, 0x8b, 0x08, _] => Self::Gzip(Box::new(GzipReader::new(input))),
             // A frame, or a skippable one (0x50 to 0x5f) before it.
             [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => {
                 let mut decoder = zstd::stream::read::Decoder::with_buffer(input)?;
