@@ -215,6 +215,13 @@ async fn an_endpoint_says_where_a_host_really_lives() {
     assert_eq!(store.pull(request("111"), |_| {}).await.unwrap().manifest_digest, one.digest());
     assert_eq!(store.pull(request("222"), |_| {}).await.unwrap().manifest_digest, two.digest());
     assert_eq!(store.list().len(), 2, "one reference, two places");
+    // It is the host's own, and gets credentials at once: no round trip for a challenge.
+    registry.clear_log();
+    let required = ("Basic bWU6cHc=".to_owned(), r#"Basic realm="r""#.to_owned());
+    *registry.behaviour().required.lock().unwrap() = Some(required);
+    let auth = Auth::Basic { username: "me".into(), password: Secret::new("pw") };
+    store.pull(PullRequest { auth, ..request("111") }, |_| {}).await.unwrap();
+    assert_eq!(registry.requests("/v2/").len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -55,6 +55,8 @@ struct RemoteInner {
     repository: String,
     auth: Auth,
     key: TokenKey,
+    /// The address comes from the host's own configuration: credentials are sent without being asked for.
+    configured: bool,
 }
 
 impl Remote {
@@ -131,7 +133,13 @@ impl Registry {
             PullErrorKind::InvalidReference(format!("invalid registry address {}", printable(&base)))
         })?;
         let key = TokenKey::new(base.as_str(), &repository, auth);
-        Ok(Remote(Arc::new(RemoteInner { base, repository, auth: auth.clone(), key })))
+        Ok(Remote(Arc::new(RemoteInner {
+            base,
+            repository,
+            auth: auth.clone(),
+            key,
+            configured: endpoint.is_some(),
+        })))
     }
 
     /// The digest of what `target` (a tag or a digest) names, without its content; `None` when the registry does not say.
@@ -201,11 +209,11 @@ impl Registry {
         path: &str,
         offset: u64,
     ) -> Result<Response, RequestError> {
-        let RemoteInner { base, repository, key, .. } = &*remote.0;
+        let RemoteInner { base, repository, auth, key, configured } = &*remote.0;
         let url = base
             .join(&format!("/v2/{repository}/{path}"))
             .map_err(|_| RequestError::Final(PullErrorKind::InvalidReference(repository.clone())))?;
-        let known = self.tokens.get(key);
+        let known = self.tokens.get(key).or_else(|| if *configured { auth.basic() } else { None });
         let response = self.follow(remote, &method, url.clone(), offset, known.as_ref()).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return accept(response, &method).await;
@@ -270,7 +278,7 @@ impl Registry {
 
     /// The `Authorization` header that a challenge asks for; `None` when there is nothing to answer with.
     async fn authorize(&self, remote: &Remote, asked: &Challenge) -> Result<Option<Secret>, RequestError> {
-        let RemoteInner { base, repository, auth, key } = &*remote.0;
+        let RemoteInner { base, repository, auth, key, .. } = &*remote.0;
         let (realm, service, scope) = match asked {
             Challenge::Basic => {
                 let header = auth.basic();
