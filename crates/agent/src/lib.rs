@@ -135,6 +135,7 @@ impl Agent {
             dir: config.dir.clone(),
             supervisor: config.supervisor,
             vpc: config.vpc,
+            first_number: u32::from_str_radix(config.instance.as_str(), 16).unwrap_or(0),
             ready: config.ready_slots,
         };
         // Left-over sandboxes end before their cgroups can go.

@@ -60,7 +60,11 @@ impl Session {
     }
 
     /// Serves until control closes the session or `stop` becomes true. Tasks go on running.
-    pub async fn run(mut self, mut from_control: mpsc::Receiver<ToAgent>, mut stop: watch::Receiver<bool>) {
+    pub async fn run(
+        mut self,
+        mut from_control: mpsc::UnboundedReceiver<ToAgent>,
+        mut stop: watch::Receiver<bool>,
+    ) {
         self.hello().await;
         loop {
             let message = tokio::select! {
@@ -164,6 +168,6 @@ impl Session {
 
 /// Both directions of a session, taken apart for [`Session`].
 #[must_use]
-pub fn split(end: AgentEnd) -> (mpsc::Sender<ToControl>, mpsc::Receiver<ToAgent>) {
+pub fn split(end: AgentEnd) -> (mpsc::Sender<ToControl>, mpsc::UnboundedReceiver<ToAgent>) {
     (end.to_control, end.from_control)
 }

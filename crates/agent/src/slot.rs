@@ -73,6 +73,9 @@ pub struct SlotConfig {
     pub dir: PathBuf,
     pub supervisor: PathBuf,
     pub vpc: VpcId,
+    /// Where numbers begin, modulo the highest: agents on one machine that begin apart give their
+    /// sandboxes user ids apart.
+    pub first_number: u32,
     /// Slots kept ready.
     pub ready: usize,
 }
@@ -87,7 +90,6 @@ pub struct Slots {
     ready: tokio::sync::Mutex<mpsc::Receiver<Slot>>,
 }
 
-#[derive(Default)]
 struct Numbers {
     used: BTreeSet<u32>,
     next: u32,
@@ -114,7 +116,7 @@ impl Slots {
                 process.kill().await?;
             }
         }
-        let mut numbers = Numbers::default();
+        let mut numbers = Numbers { used: BTreeSet::new(), next: config.first_number % MAX_SLOTS };
         for entry in std::fs::read_dir(&dir).map_err(io("read", &dir))? {
             let path = entry.map_err(io("read", &dir))?.path();
             if !keep.iter().any(|kept| kept.dir == path) {
@@ -129,7 +131,7 @@ impl Slots {
         }
         for kept in keep {
             numbers.used.insert(kept.number);
-            numbers.next = numbers.next.max(kept.number + 1);
+            numbers.next = (kept.number + 1) % MAX_SLOTS;
         }
         // A rendezvous beyond the makers' own slots: they hold one each while the queue is full.
         let (sender, receiver) = mpsc::channel(config.ready.saturating_sub(MAKERS).max(1));

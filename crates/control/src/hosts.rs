@@ -21,6 +21,7 @@ use model::task::Task;
 use model::{AccountId, HostId, SubnetId, TaskId};
 use store::{CommitError, Event, Range, Store, Txn};
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
 
 use crate::clock::Clock;
 use crate::keys::{self, TaskPath};
@@ -54,6 +55,8 @@ pub struct Hosts {
 pub enum SessionError {
     #[error("the agent closed the connection")]
     Closed,
+    #[error("logs cannot be stored")]
+    LogsFailed,
     #[error("the state cannot be read")]
     Read(#[from] store::Error),
     #[error("an observation cannot be stored")]
@@ -75,7 +78,7 @@ struct Session<'a> {
     generation: u64,
     tasks: HashMap<TaskId, Known>,
     subnets: HashMap<SubnetId, Subnet>,
-    to_agent: mpsc::Sender<ToAgent>,
+    to_agent: mpsc::UnboundedSender<ToAgent>,
 }
 
 impl Hosts {
@@ -97,7 +100,7 @@ impl Hosts {
                         "a host session ended; starting it anew"
                     );
                     tokio::time::sleep(RETRY).await;
-                    if end.to_agent.send(ToAgent::SayHello).await.is_err() {
+                    if end.to_agent.send(ToAgent::SayHello).is_err() {
                         return;
                     }
                 }
@@ -117,11 +120,13 @@ impl Hosts {
         };
         let (mut session, mut changes) = Session::open(self, host, held, end.to_agent.clone()).await?;
         let (log_queue, log_work) = mpsc::channel(LOG_QUEUE);
-        let storing = logs::store_batches(self.logs.clone(), end.to_agent.clone(), log_work);
-        tokio::pin!(storing);
+        // A task of its own, which ends with the session: it must go on while the session waits for
+        // room in its queue.
+        let mut storing = JoinSet::new();
+        storing.spawn(logs::store_batches(self.logs.clone(), end.to_agent.clone(), log_work));
         loop {
             tokio::select! {
-                () = &mut storing => return Err(SessionError::Closed),
+                _ = storing.join_next() => return Err(SessionError::LogsFailed),
                 batch = changes.next() => session.assignments_changed(batch?.events).await?,
                 message = end.from_agent.recv() => match message.ok_or(SessionError::Closed)? {
                     ToControl::Hello { host, generation } => return Ok((host, generation)),

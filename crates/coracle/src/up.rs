@@ -3,6 +3,7 @@
 //! Reads as a summary: lock the state, open control, open the network and the agent, serve, wait
 //! for a signal. Stopping it stops no task, unless it is ephemeral.
 
+use std::fs::File;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -125,6 +126,7 @@ async fn serve(state_dir: &Path, args: UpArgs) -> anyhow::Result<()> {
     let network = Network::open(NetConfig { instance: instance.clone(), region, upstream_dns: None })
         .await
         .context("the network cannot be set up; `coracle doctor` says what this machine lacks")?;
+    let choosing = lock_blocks()?;
     let free_block = async || network.free_cidr(PREFERRED_CIDR).await.unwrap_or(PREFERRED_CIDR);
     let control = Control::open(config, free_block).await.context("control cannot start")?;
     let defaults = control.default_network().clone();
@@ -143,6 +145,7 @@ async fn serve(state_dir: &Path, args: UpArgs) -> anyhow::Result<()> {
         },
     };
     let agent = Agent::open(agent, network.clone()).await.context("the agent cannot start")?;
+    drop(choosing);
 
     let (stop_sender, stop) = watch::channel(false);
     let (control_end, agent_end) = link::pair();
@@ -205,6 +208,16 @@ async fn serve(state_dir: &Path, args: UpArgs) -> anyhow::Result<()> {
 async fn stopped(mut stop: watch::Receiver<bool>) {
     // A dropped sender means the same.
     drop(stop.wait_for(|stop| *stop).await);
+}
+
+/// Held from choosing an address block until it is routed, so that two servers that start at the same
+/// time do not choose the same one.
+fn lock_blocks() -> anyhow::Result<File> {
+    let path = "/run/coracle-network.lock";
+    let lock = File::create(path).with_context(|| format!("cannot open {path}"))?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
+        .with_context(|| format!("cannot lock {path}"))?;
+    Ok(lock)
 }
 
 /// SIGTERM and SIGINT.

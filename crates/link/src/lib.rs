@@ -131,20 +131,23 @@ impl AssignmentDelta {
 
 /// Control's end of a session.
 pub struct ControlEnd {
-    pub to_agent: mpsc::Sender<ToAgent>,
+    /// Never waits: an agent that falls behind must not hold up control, and with it itself. What can
+    /// be under way is bounded by what the agent sent: its tasks and its unacknowledged logs.
+    pub to_agent: mpsc::UnboundedSender<ToAgent>,
     pub from_agent: mpsc::Receiver<ToControl>,
 }
 
 /// The agent's end of a session.
 pub struct AgentEnd {
     pub to_control: mpsc::Sender<ToControl>,
-    pub from_control: mpsc::Receiver<ToAgent>,
+    pub from_control: mpsc::UnboundedReceiver<ToAgent>,
 }
 
-/// Both ends of a session within one process. A full channel makes the sender wait.
+/// Both ends of a session within one process. An agent waits when control is behind, control never
+/// waits for an agent.
 #[must_use]
 pub fn pair() -> (ControlEnd, AgentEnd) {
-    let (to_agent, from_control) = mpsc::channel(256);
+    let (to_agent, from_control) = mpsc::unbounded_channel();
     let (to_control, from_agent) = mpsc::channel(256);
     (ControlEnd { to_agent, from_agent }, AgentEnd { to_control, from_control })
 }

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{EniId, SubnetId, VpcId};
+use crate::id::{EniId, Region, SubnetId, VpcId};
 
 /// A task's elastic network interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +22,17 @@ pub struct Eni {
     pub resolver: Ipv4Addr,
     /// `ip-172-31-0-5.eu-central-1.compute.internal`.
     pub private_dns_name: String,
+}
+
+/// The domain of private DNS names: `ec2.internal` in us-east-1, `<region>.compute.internal`
+/// elsewhere.
+/// Source: "Amazon EC2 instance hostnames and domains" in the EC2 user guide.
+#[must_use]
+pub fn private_domain(region: &Region) -> String {
+    match region.as_str() {
+        "us-east-1" => "ec2.internal".to_owned(),
+        region => format!("{region}.compute.internal"),
+    }
 }
 
 /// A MAC address; written as `02:ab:…`.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use model::network::{Eni, Mac, Subnet};
+use model::network::{Eni, Mac, Subnet, private_domain};
 use model::task::Task;
 use model::{EniId, SubnetId};
 
@@ -94,6 +94,6 @@ fn eni(subnet: &Subnet, id: EniId, address: Ipv4Addr, task: &Task) -> Option<Eni
         prefix_len: subnet.cidr.prefix_len,
         gateway: subnet.cidr.nth(1)?,
         resolver: subnet.vpc_cidr.nth(2)?,
-        private_dns_name: format!("ip-{a}-{b}-{c}-{d}.{}.compute.internal", task.region),
+        private_dns_name: format!("ip-{a}-{b}-{c}-{d}.{}", private_domain(&task.region)),
     })
 }

@@ -10,7 +10,7 @@ impl<'a> Session<'a> {
         hosts: &'a Hosts,
         host: Host,
         held: u64,
-        to_agent: mpsc::Sender<ToAgent>,
+        to_agent: mpsc::UnboundedSender<ToAgent>,
     ) -> Result<(Self, store::Watch), SessionError> {
         let key = format!("{}{}", keys::HOSTS, host.id);
         let before = hosts.store.get_json::<Host>(&key).await?;
@@ -36,7 +36,7 @@ impl<'a> Session<'a> {
         if fresh {
             all = session.end_lost(all).await?;
         }
-        session.send(None, all, vec![]).await?;
+        session.send(None, all, vec![])?;
         hosts.connected.notify_waiters();
         hosts.connected.notify_one();
         hosts.wake.notify_one();
@@ -70,7 +70,7 @@ impl<'a> Session<'a> {
         if upsert.is_empty() && remove.is_empty() {
             return Ok(());
         }
-        self.send(Some(self.generation), upsert, remove).await
+        self.send(Some(self.generation), upsert, remove)
     }
 
     /// What the agent shall be told of an assignment: nothing if it is another host's, or ended.
@@ -114,7 +114,7 @@ impl<'a> Session<'a> {
         Ok(Some(Arc::new(told)))
     }
 
-    pub(super) async fn send(
+    pub(super) fn send(
         &mut self,
         base: Option<u64>,
         upsert: Vec<Arc<TaskAssignment>>,
@@ -122,6 +122,6 @@ impl<'a> Session<'a> {
     ) -> Result<(), SessionError> {
         self.generation += 1;
         let delta = AssignmentDelta { base, generation: self.generation, upsert, remove };
-        self.to_agent.send(ToAgent::Assign(delta)).await.map_err(|_| SessionError::Closed)
+        self.to_agent.send(ToAgent::Assign(delta)).map_err(|_| SessionError::Closed)
     }
 }

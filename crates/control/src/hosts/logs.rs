@@ -41,7 +41,8 @@ impl Session<'_> {
                 let upto = batch.first + batch.records.len() as u64;
                 let reason = "the task has no log group".to_owned();
                 let refused = ToAgent::LogsRefused { task, container: batch.container, upto, reason };
-                drop(self.to_agent.send(refused).await);
+                // Without an agent there is nobody to tell.
+                let _ = self.to_agent.send(refused);
             }
         }
     }
@@ -50,7 +51,7 @@ impl Session<'_> {
 /// Stores batches in the order they came, until the queue closes.
 pub(super) async fn store_batches(
     logs: LogStore,
-    to_agent: mpsc::Sender<ToAgent>,
+    to_agent: mpsc::UnboundedSender<ToAgent>,
     mut queue: mpsc::Receiver<LogWork>,
 ) {
     while let Some(work) = queue.recv().await {
@@ -73,7 +74,7 @@ pub(super) async fn store_batches(
                 return;
             }
         };
-        if to_agent.send(answer).await.is_err() {
+        if to_agent.send(answer).is_err() {
             return;
         }
     }

@@ -47,7 +47,7 @@ impl Session<'_> {
         for task in &ended {
             self.tasks.remove(task);
         }
-        self.send(Some(self.generation), vec![], ended).await?;
+        self.send(Some(self.generation), vec![], ended)?;
         self.hosts.wake.notify_one();
         Ok(())
     }

@@ -23,7 +23,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 pub use forward::Forwarder;
-pub use names::{LocalNames, LocalZone, NameTable, Service, private_domain};
+pub use names::{LocalNames, LocalZone, NameTable, Service};
 
 use super::netns;
 use forward::Forwarded;

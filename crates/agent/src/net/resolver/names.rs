@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use hickory_proto::rr::rdata::{A, PTR, SRV};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use model::Region;
-use model::network::Cidr;
+use model::network::{Cidr, private_domain};
 use rand::seq::SliceRandom;
 
 /// Seconds for which an answer about a private DNS name holds; these never change.
@@ -68,16 +68,6 @@ pub enum LocalAnswer {
     NoSuchName,
     /// Ask the host's resolvers.
     Elsewhere,
-}
-
-/// The domain of private DNS names: `ec2.internal` in us-east-1, `<region>.compute.internal`
-/// elsewhere ("Amazon EC2 instance hostnames", IP name).
-#[must_use]
-pub fn private_domain(region: &Region) -> String {
-    match region.as_str() {
-        "us-east-1" => "ec2.internal".into(),
-        region => format!("{region}.compute.internal"),
-    }
 }
 
 impl LocalZone {
