@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use model::spec::{ContainerSpec, Tmpfs};
 use oci_spec::runtime::{
-    Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder, LinuxDeviceCgroupBuilder,
-    LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources,
-    LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType,
-    ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
+    Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder, LinuxMemoryBuilder, LinuxNamespace,
+    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, LinuxResourcesBuilder, Mount, MountBuilder,
+    PosixRlimit, PosixRlimitBuilder, PosixRlimitType, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
+    UserBuilder,
 };
 
 use crate::cgroup::Cgroup;
@@ -103,14 +103,15 @@ pub fn spec(blueprint: &Blueprint) -> Result<Spec> {
     let sysctls = sysctls(definition)?;
     let privileged = definition.privileged;
     let strings = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
-    let linux = LinuxBuilder::default()
+    let mut linux = LinuxBuilder::default()
         .namespaces(namespaces(blueprint)?)
         .cgroups_path(&blueprint.cgroups_path)
-        .resources(resources(blueprint)?)
         .sysctl(sysctls)
         .masked_paths(strings(if privileged { &[] } else { MASKED }))
         .readonly_paths(strings(if privileged { &[] } else { READONLY }))
         .build()?;
+    // Of version 1, the supervisor sets them itself.
+    linux.set_resources(if blueprint.cgroup.is_unified { Some(resources(blueprint)?) } else { None });
     let root = RootBuilder::default()
         .path(blueprint.rootfs)
         .readonly(definition.readonly_root_filesystem)
@@ -159,12 +160,8 @@ fn namespaces(blueprint: &Blueprint) -> Result<Vec<LinuxNamespace>> {
 fn resources(blueprint: &Blueprint) -> Result<LinuxResources> {
     let definition = blueprint.spec;
     let shares = u64::from(definition.cpu_shares).max(MIN_CPU_SHARES);
-    // No node of an image works, since root file systems are mounted without devices; this is the
-    // second lock, where control groups of version 1 have it.
-    let nothing = LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build()?;
-    let mut resources = LinuxResourcesBuilder::default()
-        .cpu(LinuxCpuBuilder::default().shares(shares).build()?)
-        .devices(vec![nothing]);
+    let mut resources =
+        LinuxResourcesBuilder::default().cpu(LinuxCpuBuilder::default().shares(shares).build()?);
     let limit = definition.memory_mib.map(|mib| i64::from(mib) * MIB);
     let reservation = definition.memory_reservation_mib.map(|mib| i64::from(mib) * MIB);
     if limit.is_some() || reservation.is_some() {
@@ -340,8 +337,7 @@ fn mounts(blueprint: &Blueprint) -> Result<Vec<Mount>> {
     Ok(mounts)
 }
 
-/// The container's own control group, read-only. libcontainer's way for version 1 cannot work in a
-/// joined PID namespace: it looks for the process in a `/proc` of another one.
+/// The container's own control group, read-only.
 fn cgroup_mounts(blueprint: &Blueprint) -> Result<Vec<Mount>> {
     let flags = ["nosuid", "noexec", "nodev", "ro"];
     let views = blueprint.cgroup.views();
