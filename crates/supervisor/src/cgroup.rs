@@ -1,11 +1,12 @@
 //! Control groups of containers, versions 1 and 2.
 //!
-//! With version 2 libcontainer makes a container's group and puts its process there. With version
-//! 1 that is too slow: to write another process's pid to `cgroup.procs` the kernel waits for a
+//! Limits are set here, between the creation of a container's process and the start of its program.
+//! With version 2 libcontainer makes the group and puts the process there. With version 1 that is
+//! too slow: to write another process's pid to `cgroup.procs` the kernel waits for a
 //! grace period of RCU (5 to 20 ms), with a lock that every fork on the host needs. A process that
 //! moves itself by its thread's number, to `tasks`, waits for nothing. So the supervisor moves
-//! itself into the new group, lets libcontainer fork the container's process there, moves back, and
-//! sets the limits before the program starts. libcontainer is shown no hierarchy of version 1.
+//! itself into the new group, lets libcontainer fork the container's process there, and moves back.
+//! libcontainer is shown no hierarchy of version 1.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -42,6 +43,22 @@ const CONTROLLERS: &[&str] = &[
 const MIB: u64 = 1024 * 1024;
 /// The kernel takes no smaller weight.
 const MIN_CPU_SHARES: u32 = 2;
+
+/// What Docker allows: making nodes, and null, zero, full, random, urandom, tty, console, ptmx, and
+/// terminals.
+const DEVICES: &[&str] = &[
+    "c *:* m",
+    "b *:* m",
+    "c 1:3 rwm",
+    "c 1:5 rwm",
+    "c 1:7 rwm",
+    "c 1:8 rwm",
+    "c 1:9 rwm",
+    "c 5:0 rwm",
+    "c 5:1 rwm",
+    "c 5:2 rwm",
+    "c 136:* rwm",
+];
 
 /// A container's control group.
 #[derive(Clone, Debug)]
@@ -93,21 +110,40 @@ impl Cgroup {
         Ok(stay)
     }
 
-    /// Sets a container's limits on its group of version 1. Nothing for version 2, where
-    /// libcontainer has set them.
+    /// Sets a container's limits on its group.
     ///
     /// # Errors
-    /// The kernel refuses a value.
+    /// The kernel refuses a value, or has no controller for a limit that was asked for.
     pub fn limit(&self, spec: &ContainerSpec) -> Result<()> {
-        if self.is_unified {
-            return Ok(());
+        if self.is_unified { self.limit_unified(spec) } else { self.limit_split(spec) }
+    }
+
+    /// Source: "Control Group v2" in the kernel's documentation.
+    fn limit_unified(&self, spec: &ContainerSpec) -> Result<()> {
+        let dir = &self.memory;
+        let set = |file: &str, value: u64| {
+            fs::write(dir.join(file), value.to_string()).with_context(|| format!("set {file} to {value}"))
+        };
+        // Without the controller the containers share evenly; the task's own limit holds anyway.
+        if dir.join("cpu.weight").exists() {
+            set("cpu.weight", cpu_weight(spec.cpu_shares))?;
         }
+        if let Some(limit) = spec.memory_mib {
+            set("memory.max", u64::from(limit) * MIB)?;
+            if self.counts_swap() {
+                set("memory.swap.max", 0)?;
+            }
+        }
+        if let Some(reservation) = spec.memory_reservation_mib {
+            set("memory.low", u64::from(reservation) * MIB)?;
+        }
+        Ok(())
+    }
+
+    fn limit_split(&self, spec: &ContainerSpec) -> Result<()> {
         let write = |controller: &str, file: &str, value: String| {
-            let Some(dir) =
-                self.dirs.iter().find(|dir| hierarchy(dir).split(',').any(|part| part == controller))
-            else {
-                return Ok(());
-            };
+            let of_controller = |dir: &&PathBuf| hierarchy(dir).split(',').any(|part| part == controller);
+            let Some(dir) = self.dirs.iter().find(of_controller) else { return Ok(()) };
             fs::write(dir.join(file), &value).with_context(|| format!("set {file} to {value}"))
         };
         write("cpu", "cpu.shares", spec.cpu_shares.max(MIN_CPU_SHARES).to_string())?;
@@ -122,23 +158,10 @@ impl Cgroup {
             write("memory", "memory.soft_limit_in_bytes", (u64::from(reservation) * MIB).to_string())?;
         }
         // No device node of an image opens, since root file systems are mounted without devices:
-        // this is the second lock. What Docker allows: making nodes, and null, zero, full, tty,
-        // console, ptmx, random, urandom, and terminals.
+        // this is the second lock, which version 2 lacks.
         write("devices", "devices.deny", "a".to_owned())?;
-        for rule in [
-            "c *:* m",
-            "b *:* m",
-            "c 1:3 rwm",
-            "c 1:5 rwm",
-            "c 1:7 rwm",
-            "c 1:8 rwm",
-            "c 1:9 rwm",
-            "c 5:0 rwm",
-            "c 5:1 rwm",
-            "c 5:2 rwm",
-            "c 136:* rwm",
-        ] {
-            write("devices", "devices.allow", rule.to_owned())?;
+        for rule in DEVICES {
+            write("devices", "devices.allow", (*rule).to_owned())?;
         }
         Ok(())
     }
@@ -223,6 +246,12 @@ impl Stay {
     }
 }
 
+/// Version 2's weight (1 to 10000) for version 1's shares (2 to 262144), as runtimes convert them.
+fn cpu_weight(shares: u32) -> u64 {
+    let shares = u64::from(shares).clamp(2, 262_144);
+    1 + (shares - 2) * 9999 / 262_142
+}
+
 /// Moves this process, by the number that stands for the writer.
 fn move_to(file: &Path) -> io::Result<()> {
     fs::write(file, b"0")
@@ -285,6 +314,11 @@ mod tests {
         assert_eq!(group_in(text, "cpu,cpuacct"), Some("/b:c"));
         assert_eq!(group_in(text, "cpuacct"), Some("/b:c"));
         assert_eq!(group_in(text, "pids"), None);
+    }
+
+    #[test]
+    fn weights() {
+        assert_eq!([0, 2, 1024, 262_144, u32::MAX].map(cpu_weight), [1, 1, 39, 10_000, 10_000]);
     }
 
     #[test]

@@ -9,22 +9,18 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use model::spec::{ContainerSpec, Tmpfs};
 use oci_spec::runtime::{
-    Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder, LinuxMemoryBuilder, LinuxNamespace,
-    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, LinuxResourcesBuilder, Mount, MountBuilder,
-    PosixRlimit, PosixRlimitBuilder, PosixRlimitType, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
-    UserBuilder,
+    Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxNamespace, LinuxNamespaceBuilder,
+    LinuxNamespaceType, Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType,
+    ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 
 use crate::cgroup::Cgroup;
 use crate::image_user::ImageUser;
 use crate::sandbox::{NETNS_PATH, USERNS_PATH};
 
-const MIB: i64 = 1024 * 1024;
 const DEFAULT_SHM_MIB: u32 = 64;
 /// "ulimits" in the ECS developer guide: Fargate's soft and hard limit of open files.
 const DEFAULT_NOFILE: u64 = 65535;
-/// The kernel takes no smaller weight.
-const MIN_CPU_SHARES: u64 = 2;
 
 const MASKED: &[&str] = &[
     "/proc/acpi",
@@ -110,8 +106,8 @@ pub fn spec(blueprint: &Blueprint) -> Result<Spec> {
         .masked_paths(strings(if privileged { &[] } else { MASKED }))
         .readonly_paths(strings(if privileged { &[] } else { READONLY }))
         .build()?;
-    // Of version 1, the supervisor sets them itself.
-    linux.set_resources(if blueprint.cgroup.is_unified { Some(resources(blueprint)?) } else { None });
+    // The supervisor sets limits itself.
+    linux.set_resources(None);
     let root = RootBuilder::default()
         .path(blueprint.rootfs)
         .readonly(definition.readonly_root_filesystem)
@@ -155,29 +151,6 @@ fn namespaces(blueprint: &Blueprint) -> Result<Vec<LinuxNamespace>> {
         new(LinuxNamespaceType::Uts)?,
         new(LinuxNamespaceType::Cgroup)?,
     ])
-}
-
-fn resources(blueprint: &Blueprint) -> Result<LinuxResources> {
-    let definition = blueprint.spec;
-    let shares = u64::from(definition.cpu_shares).max(MIN_CPU_SHARES);
-    let mut resources =
-        LinuxResourcesBuilder::default().cpu(LinuxCpuBuilder::default().shares(shares).build()?);
-    let limit = definition.memory_mib.map(|mib| i64::from(mib) * MIB);
-    let reservation = definition.memory_reservation_mib.map(|mib| i64::from(mib) * MIB);
-    if limit.is_some() || reservation.is_some() {
-        let mut memory = LinuxMemoryBuilder::default();
-        if let Some(limit) = limit {
-            memory = memory.limit(limit);
-            if blueprint.cgroup.counts_swap() {
-                memory = memory.swap(limit);
-            }
-        }
-        if let Some(reservation) = reservation {
-            memory = memory.reservation(reservation);
-        }
-        resources = resources.memory(memory.build()?);
-    }
-    Ok(resources.build()?)
 }
 
 /// Whether a kernel parameter belongs to a namespace of the task or the container.
