@@ -268,7 +268,7 @@ fn hierarchies() -> Vec<(String, PathBuf)> {
         .into_iter()
         .flatten()
         .flatten()
-        .filter_map(|entry| Some((hierarchy(&entry.path()).to_owned(), entry.path())))
+        .map(|entry| (hierarchy(&entry.path()).to_owned(), entry.path()))
         .filter(|(name, _)| name.split(',').any(|part| CONTROLLERS.contains(&part)))
         .collect();
     found.sort();
