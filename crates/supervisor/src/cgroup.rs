@@ -1,21 +1,36 @@
-//! What the supervisor asks of control groups beside what libcontainer sets: out-of-memory kills,
-//! stragglers, removal. Version 1, version 2, and both at once.
+//! Control groups of containers, versions 1 and 2.
+//!
+//! Limits are set here, between the creation of a container's process and the start of its program.
+//! With version 2 libcontainer makes the group and puts the process there. With version 1 that is
+//! too slow: to write another process's pid to `cgroup.procs` the kernel waits for a
+//! grace period of RCU (5 to 20 ms), with a lock that every fork on the host needs. A process that
+//! moves itself by its thread's number, to `tasks`, waits for nothing. So the supervisor moves
+//! itself into the new group, lets libcontainer fork the container's process there, and moves back.
+//! libcontainer is shown no hierarchy of version 1.
 
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+use anyhow::{Context, Result};
+use model::spec::ContainerSpec;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-const ROOT: &str = "/sys/fs/cgroup";
+/// Where version 2 is mounted, for libcontainer, too.
+pub const UNIFIED_ROOT: &str = "/sys/fs/cgroup";
+/// Where the supervisor has the hierarchies of version 1. libcontainer finds hierarchies by the last
+/// part of their mount points, hence the suffix.
+const SPLIT_ROOT: &str = "/cgroup";
+const SPLIT_SUFFIX: &str = ".v1";
 
-/// The controllers of version 1 that libcontainer manages.
+/// Controllers of version 1 whose hierarchies containers are put into. Not `cpuset`: a group there
+/// takes no process before its CPUs are set, and nothing of a task sets them. Not named hierarchies,
+/// which are the host's service manager's.
 const CONTROLLERS: &[&str] = &[
     "blkio",
     "cpu",
     "cpuacct",
-    "cpuset",
     "devices",
     "freezer",
     "hugetlb",
@@ -25,43 +40,135 @@ const CONTROLLERS: &[&str] = &[
     "perf_event",
     "pids",
 ];
+const MIB: u64 = 1024 * 1024;
+/// The kernel takes no smaller weight.
+const MIN_CPU_SHARES: u32 = 2;
 
-/// A control group in every hierarchy that has it.
+/// What Docker allows: making nodes, and null, zero, full, random, urandom, tty, console, ptmx, and
+/// terminals.
+const DEVICES: &[&str] = &[
+    "c *:* m",
+    "b *:* m",
+    "c 1:3 rwm",
+    "c 1:5 rwm",
+    "c 1:7 rwm",
+    "c 1:8 rwm",
+    "c 1:9 rwm",
+    "c 5:0 rwm",
+    "c 5:1 rwm",
+    "c 5:2 rwm",
+    "c 136:* rwm",
+];
+
+/// A container's control group.
 #[derive(Clone, Debug)]
 pub struct Cgroup {
     /// The group's directories: one for version 2, one for each hierarchy of version 1.
     dirs: Vec<PathBuf>,
     /// Of these the one that accounts memory.
     memory: PathBuf,
-    unified: bool,
+    pub is_unified: bool,
+}
+
+/// The supervisor's stay in a group of version 1.
+#[must_use]
+pub struct Stay {
+    /// The `tasks` files of the groups that it came from.
+    origins: Vec<PathBuf>,
 }
 
 impl Cgroup {
-    /// The group with libcontainer's `cgroupsPath`.
+    /// The group with this path from the roots of the hierarchies.
     pub fn at(path: &str) -> Self {
         let relative = path.trim_start_matches('/');
-        let root = Path::new(ROOT);
-        if root.join("cgroup.controllers").exists() {
-            let dir = root.join(relative);
-            return Self { dirs: vec![dir.clone()], memory: dir, unified: true };
+        let unified = Path::new(UNIFIED_ROOT);
+        if unified.join("cgroup.controllers").exists() {
+            let dir = unified.join(relative);
+            return Self { dirs: vec![dir.clone()], memory: dir, is_unified: true };
         }
-        // Only mounts of version 1 have this file; links such as `cpu` to `cpu,cpuacct` do no harm.
-        let mut dirs: Vec<PathBuf> = fs::read_dir(root)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            .map(|entry| entry.path())
-            .filter(|dir| dir.join("cgroup.clone_children").exists())
-            .map(|dir| dir.join(relative))
-            .collect();
-        dirs.sort();
-        Self { dirs, memory: root.join("memory").join(relative), unified: false }
+        let dirs = hierarchies().into_iter().map(|(_, root)| root.join(relative)).collect();
+        Self { dirs, memory: split_mount("memory").join(relative), is_unified: false }
+    }
+
+    /// Makes a group of version 1 and moves this process there. Nothing for version 2.
+    ///
+    /// # Errors
+    /// The group cannot be made or entered; this process is where it was.
+    pub fn enter(&self) -> Result<Stay> {
+        if self.is_unified {
+            return Ok(Stay { origins: Vec::new() });
+        }
+        let origins = own_groups().context("find the supervisor's own control groups")?;
+        let stay = Stay { origins };
+        for dir in &self.dirs {
+            let entered = fs::create_dir_all(dir).and_then(|()| move_to(&dir.join("tasks")));
+            if let Err(error) = entered {
+                stay.end()?;
+                return Err(error).with_context(|| format!("control group {}", dir.display()));
+            }
+        }
+        Ok(stay)
+    }
+
+    /// Sets a container's limits on its group.
+    ///
+    /// # Errors
+    /// The kernel refuses a value, or has no controller for a limit that was asked for.
+    pub fn limit(&self, spec: &ContainerSpec) -> Result<()> {
+        if self.is_unified { self.limit_unified(spec) } else { self.limit_split(spec) }
+    }
+
+    /// Source: "Control Group v2" in the kernel's documentation.
+    fn limit_unified(&self, spec: &ContainerSpec) -> Result<()> {
+        let dir = &self.memory;
+        let set = |file: &str, value: u64| {
+            fs::write(dir.join(file), value.to_string()).with_context(|| format!("set {file} to {value}"))
+        };
+        // Without the controller the containers share evenly; the task's own limit holds anyway.
+        if dir.join("cpu.weight").exists() {
+            set("cpu.weight", cpu_weight(spec.cpu_shares))?;
+        }
+        if let Some(limit) = spec.memory_mib {
+            set("memory.max", u64::from(limit) * MIB)?;
+            if self.counts_swap() {
+                set("memory.swap.max", 0)?;
+            }
+        }
+        if let Some(reservation) = spec.memory_reservation_mib {
+            set("memory.low", u64::from(reservation) * MIB)?;
+        }
+        Ok(())
+    }
+
+    fn limit_split(&self, spec: &ContainerSpec) -> Result<()> {
+        let write = |controller: &str, file: &str, value: String| {
+            let of_controller = |dir: &&PathBuf| hierarchy(dir).split(',').any(|part| part == controller);
+            let Some(dir) = self.dirs.iter().find(of_controller) else { return Ok(()) };
+            fs::write(dir.join(file), &value).with_context(|| format!("set {file} to {value}"))
+        };
+        write("cpu", "cpu.shares", spec.cpu_shares.max(MIN_CPU_SHARES).to_string())?;
+        if let Some(limit) = spec.memory_mib {
+            let bytes = (u64::from(limit) * MIB).to_string();
+            write("memory", "memory.limit_in_bytes", bytes.clone())?;
+            if self.counts_swap() {
+                write("memory", "memory.memsw.limit_in_bytes", bytes)?;
+            }
+        }
+        if let Some(reservation) = spec.memory_reservation_mib {
+            write("memory", "memory.soft_limit_in_bytes", (u64::from(reservation) * MIB).to_string())?;
+        }
+        // No device node of an image opens, since root file systems are mounted without devices:
+        // this is the second lock, which version 2 lacks.
+        write("devices", "devices.deny", "a".to_owned())?;
+        for rule in DEVICES {
+            write("devices", "devices.allow", (*rule).to_owned())?;
+        }
+        Ok(())
     }
 
     /// How many of the group's processes the kernel has killed for want of memory.
     pub fn oom_kills(&self) -> u64 {
-        let file = if self.unified { "memory.events" } else { "memory.oom_control" };
+        let file = if self.is_unified { "memory.events" } else { "memory.oom_control" };
         let text = fs::read_to_string(self.memory.join(file)).unwrap_or_default();
         let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
         count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
@@ -71,19 +178,12 @@ impl Cgroup {
     /// it is looked for below `/sys/fs/cgroup`. Empty for version 2, which is mounted.
     pub fn views(&self) -> Vec<(PathBuf, String)> {
         let mut views = Vec::new();
-        if self.unified {
-            return views;
-        }
-        for dir in &self.dirs {
-            let hierarchy = dir.strip_prefix(ROOT).ok().and_then(|path| path.iter().next());
-            let Some(name) = hierarchy.and_then(|name| name.to_str()) else { continue };
-            // Those that libcontainer makes the group in; controllers that share a hierarchy are
-            // found under the names of each and of all.
-            if name.split(',').any(|part| CONTROLLERS.contains(&part)) {
-                views.push((dir.clone(), name.to_owned()));
-                if name.contains(',') {
-                    views.extend(name.split(',').map(|part| (dir.clone(), part.to_owned())));
-                }
+        for dir in self.dirs.iter().filter(|_| !self.is_unified) {
+            let name = hierarchy(dir);
+            views.push((dir.clone(), name.to_owned()));
+            if name.contains(',') {
+                // Controllers that share a hierarchy are found under the name of each, too.
+                views.extend(name.split(',').map(|part| (dir.clone(), part.to_owned())));
             }
         }
         views
@@ -91,25 +191,27 @@ impl Cgroup {
 
     /// Whether the kernel can limit the group's swap.
     pub fn counts_swap(&self) -> bool {
-        if !self.unified {
-            return Path::new(ROOT).join("memory/memory.memsw.limit_in_bytes").exists();
+        if !self.is_unified {
+            return split_mount("memory").join("memory.memsw.limit_in_bytes").exists();
         }
         // The root group has no such file: look at where the group is, or will be.
-        self.memory
-            .ancestors()
-            .take_while(|dir| *dir != Path::new(ROOT))
-            .any(|dir| dir.join("memory.swap.max").exists())
+        let groups = self.memory.ancestors().take_while(|dir| *dir != Path::new(UNIFIED_ROOT));
+        groups.into_iter().any(|dir| dir.join("memory.swap.max").exists())
     }
 
-    /// The group's directories, to put a process into.
-    pub fn dirs(&self) -> &[PathBuf] {
-        &self.dirs
+    /// Moves this process into the group, for good.
+    pub fn join(&self) -> Result<()> {
+        let file = if self.is_unified { "cgroup.procs" } else { "tasks" };
+        for dir in &self.dirs {
+            move_to(&dir.join(file)).with_context(|| format!("enter {}", dir.display()))?;
+        }
+        Ok(())
     }
 
     /// Kills every process of the group.
     pub fn kill_all(&self) {
-        let Some(dir) = self.dirs.iter().find(|dir| dir.exists()) else { return };
-        if fs::write(dir.join("cgroup.kill"), b"1").is_ok() {
+        let Some(dir) = self.dirs.first() else { return };
+        if self.is_unified && fs::write(dir.join("cgroup.kill"), b"1").is_ok() {
             return;
         }
         let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
@@ -128,5 +230,100 @@ impl Cgroup {
             };
         }
         is_gone
+    }
+}
+
+impl Stay {
+    /// Moves this process back to where it was.
+    ///
+    /// # Errors
+    /// Its groups are gone.
+    pub fn end(self) -> Result<()> {
+        for tasks in &self.origins {
+            move_to(tasks).with_context(|| format!("go back to {}", tasks.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Version 2's weight (1 to 10000) for version 1's shares (2 to 262144), as runtimes convert them.
+fn cpu_weight(shares: u32) -> u64 {
+    let shares = u64::from(shares).clamp(2, 262_144);
+    1 + (shares - 2) * 9999 / 262_142
+}
+
+/// Moves this process, by the number that stands for the writer.
+fn move_to(file: &Path) -> io::Result<()> {
+    fs::write(file, b"0")
+}
+
+/// Where the supervisor has the hierarchy of version 1 with this name.
+pub fn split_mount(name: &str) -> PathBuf {
+    Path::new(SPLIT_ROOT).join(format!("{name}{SPLIT_SUFFIX}"))
+}
+
+/// The mounted hierarchies of version 1 that containers are put into, with their names.
+fn hierarchies() -> Vec<(String, PathBuf)> {
+    let mut found: Vec<(String, PathBuf)> = fs::read_dir(SPLIT_ROOT)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| (hierarchy(&entry.path()).to_owned(), entry.path()))
+        .filter(|(name, _)| name.split(',').any(|part| CONTROLLERS.contains(&part)))
+        .collect();
+    found.sort();
+    found
+}
+
+/// The name of the hierarchy of version 1 that a directory is in.
+fn hierarchy(dir: &Path) -> &str {
+    let first = dir.strip_prefix(SPLIT_ROOT).ok().and_then(|path| path.iter().next());
+    first.and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(SPLIT_SUFFIX)).unwrap_or_default()
+}
+
+/// The `tasks` files of this process's own groups in those hierarchies.
+fn own_groups() -> Result<Vec<PathBuf>> {
+    let text = fs::read_to_string("/proc/self/cgroup")?;
+    hierarchies()
+        .into_iter()
+        .map(|(name, root)| {
+            let path = group_in(&text, &name).with_context(|| format!("no group in {name}"))?;
+            Ok(root.join(path.trim_start_matches('/')).join("tasks"))
+        })
+        .collect()
+}
+
+/// From `/proc/self/cgroup`, the group in the hierarchy that has any of the named controllers.
+fn group_in<'a>(text: &'a str, names: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        let is_it = controllers.split(',').any(|one| names.split(',').any(|name| name == one));
+        is_it.then_some(path)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_groups_are_read() {
+        let text = "9:name=systemd:/a\n4:memory:/task/x\n2:cpu,cpuacct:/b:c\n0::/\n";
+        assert_eq!(group_in(text, "memory"), Some("/task/x"));
+        assert_eq!(group_in(text, "cpu,cpuacct"), Some("/b:c"));
+        assert_eq!(group_in(text, "cpuacct"), Some("/b:c"));
+        assert_eq!(group_in(text, "pids"), None);
+    }
+
+    #[test]
+    fn weights() {
+        assert_eq!([0, 2, 1024, 262_144, u32::MAX].map(cpu_weight), [1, 1, 39, 10_000, 10_000]);
+    }
+
+    #[test]
+    fn hierarchies_have_names() {
+        assert_eq!(hierarchy(Path::new("/cgroup/cpu,cpuacct.v1/a/b")), "cpu,cpuacct");
+        assert_eq!(hierarchy(Path::new("/sys/fs/cgroup/a")), "");
     }
 }

@@ -288,7 +288,12 @@ impl Prepared {
             // It has set the supervisor's score, because a child inherits it.
             protect_from_oom();
         }
-        result.map_err(StartError::from)
+        result.map_err(|error| {
+            // What was created and not started waits forever.
+            self.cgroup.kill_all();
+            self.cgroup.remove();
+            StartError::from(error)
+        })
     }
 
     fn try_start(
@@ -364,7 +369,9 @@ impl Prepared {
                     .with_stderr(sandbox.dev_null.try_clone()?);
             }
         }
+        let stay = self.cgroup.enter()?;
         let built = builder.as_init(&bundle).with_systemd(false).with_detach(true).build();
+        stay.end()?;
         if let Some((listener, path)) = console {
             let _ = fs::remove_file(path);
             if built.is_ok() {
@@ -372,6 +379,8 @@ impl Prepared {
             }
         }
         let mut created = built?;
+        // The program does not run yet: it waits to be started.
+        self.cgroup.limit(definition)?;
         created.start()?;
         let pid = created.pid().context("the runtime knows no pid")?;
         Ok(Run { pid: Pid::from_raw(pid.as_raw()), outputs, _stdin: held_stdin })

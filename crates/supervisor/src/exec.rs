@@ -75,10 +75,7 @@ pub fn start(container: Pid, context: &Inside, arguments: &[String], dev_null: &
 fn join(container: &impl AsFd, cgroup: &Cgroup) -> Result<()> {
     // While this process may still write there.
     let _ = fs::write("/proc/self/oom_score_adj", b"0");
-    // Hierarchies of version 1 that libcontainer does not use have no such group.
-    for dir in cgroup.dirs().iter().filter(|dir| dir.exists()) {
-        fs::write(dir.join("cgroup.procs"), b"0").with_context(|| format!("enter {}", dir.display()))?;
-    }
+    cgroup.join()?;
     // Not the container's root only knows this process's memory as long as it is not dumpable.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
     let all = CloneFlags::CLONE_NEWUSER

@@ -9,9 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use model::spec::{ContainerSpec, Tmpfs};
 use oci_spec::runtime::{
-    Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder, LinuxDeviceCgroupBuilder,
-    LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources,
-    LinuxResourcesBuilder, Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType,
+    Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxNamespace, LinuxNamespaceBuilder,
+    LinuxNamespaceType, Mount, MountBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType,
     ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 
@@ -19,12 +18,9 @@ use crate::cgroup::Cgroup;
 use crate::image_user::ImageUser;
 use crate::sandbox::{NETNS_PATH, USERNS_PATH};
 
-const MIB: i64 = 1024 * 1024;
 const DEFAULT_SHM_MIB: u32 = 64;
 /// "ulimits" in the ECS developer guide: Fargate's soft and hard limit of open files.
 const DEFAULT_NOFILE: u64 = 65535;
-/// The kernel takes no smaller weight.
-const MIN_CPU_SHARES: u64 = 2;
 
 const MASKED: &[&str] = &[
     "/proc/acpi",
@@ -103,14 +99,15 @@ pub fn spec(blueprint: &Blueprint) -> Result<Spec> {
     let sysctls = sysctls(definition)?;
     let privileged = definition.privileged;
     let strings = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
-    let linux = LinuxBuilder::default()
+    let mut linux = LinuxBuilder::default()
         .namespaces(namespaces(blueprint)?)
         .cgroups_path(&blueprint.cgroups_path)
-        .resources(resources(blueprint)?)
         .sysctl(sysctls)
         .masked_paths(strings(if privileged { &[] } else { MASKED }))
         .readonly_paths(strings(if privileged { &[] } else { READONLY }))
         .build()?;
+    // The supervisor sets limits itself.
+    linux.set_resources(None);
     let root = RootBuilder::default()
         .path(blueprint.rootfs)
         .readonly(definition.readonly_root_filesystem)
@@ -154,33 +151,6 @@ fn namespaces(blueprint: &Blueprint) -> Result<Vec<LinuxNamespace>> {
         new(LinuxNamespaceType::Uts)?,
         new(LinuxNamespaceType::Cgroup)?,
     ])
-}
-
-fn resources(blueprint: &Blueprint) -> Result<LinuxResources> {
-    let definition = blueprint.spec;
-    let shares = u64::from(definition.cpu_shares).max(MIN_CPU_SHARES);
-    // No node of an image works, since root file systems are mounted without devices; this is the
-    // second lock, where control groups of version 1 have it.
-    let nothing = LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build()?;
-    let mut resources = LinuxResourcesBuilder::default()
-        .cpu(LinuxCpuBuilder::default().shares(shares).build()?)
-        .devices(vec![nothing]);
-    let limit = definition.memory_mib.map(|mib| i64::from(mib) * MIB);
-    let reservation = definition.memory_reservation_mib.map(|mib| i64::from(mib) * MIB);
-    if limit.is_some() || reservation.is_some() {
-        let mut memory = LinuxMemoryBuilder::default();
-        if let Some(limit) = limit {
-            memory = memory.limit(limit);
-            if blueprint.cgroup.counts_swap() {
-                memory = memory.swap(limit);
-            }
-        }
-        if let Some(reservation) = reservation {
-            memory = memory.reservation(reservation);
-        }
-        resources = resources.memory(memory.build()?);
-    }
-    Ok(resources.build()?)
 }
 
 /// Whether a kernel parameter belongs to a namespace of the task or the container.
@@ -340,8 +310,7 @@ fn mounts(blueprint: &Blueprint) -> Result<Vec<Mount>> {
     Ok(mounts)
 }
 
-/// The container's own control group, read-only. libcontainer's way for version 1 cannot work in a
-/// joined PID namespace: it looks for the process in a `/proc` of another one.
+/// The container's own control group, read-only.
 fn cgroup_mounts(blueprint: &Blueprint) -> Result<Vec<Mount>> {
     let flags = ["nosuid", "noexec", "nodev", "ro"];
     let views = blueprint.cgroup.views();

@@ -10,7 +10,8 @@
 //!
 //! ```text
 //! /proc       of the sandbox's PID namespace
-//! /sys        the host's sysfs and cgroup file systems
+//! /sys        the host's sysfs, and control groups of version 2
+//! /cgroup     the hierarchies of control groups of version 1
 //! /dev        the six devices that containers get
 //! /ns         the task's user and network namespaces, to be joined by path
 //! /host       the host's file tree; only the supervisor may enter
@@ -38,6 +39,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::{Gid, Pid, Uid, chown, pivot_root, setsid};
 use serde::Serialize;
 
+use crate::cgroup::{self, UNIFIED_ROOT};
 use crate::scratch::Scratch;
 use crate::sys;
 use crate::trace::BoundedLog;
@@ -306,6 +308,7 @@ fn enter_private_root(mount_point: &Path) -> Result<()> {
     for (name, mode) in [
         ("proc", 0o755),
         ("sys", 0o755),
+        ("cgroup", 0o755),
         ("dev", 0o755),
         ("ns", 0o755),
         ("host", 0o700),
@@ -323,10 +326,31 @@ fn enter_private_root(mount_point: &Path) -> Result<()> {
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), "/proc", Some("proc"), quiet, NONE).context("mount /proc")?;
     mount(Some("/host/sys"), "/sys", NONE, MsFlags::MS_BIND, NONE).context("bind /sys")?;
-    let cgroup = Some("/host/sys/fs/cgroup");
-    mount(cgroup, "/sys/fs/cgroup", NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)
-        .context("bind cgroups")?;
+    bind_cgroups()?;
     detach_kernel_file_systems()
+}
+
+fn bind_cgroups() -> Result<()> {
+    const NONE: Option<&str> = None;
+    let host = Path::new("/host/sys/fs/cgroup");
+    if host.join("cgroup.controllers").exists() {
+        return mount(Some(host), UNIFIED_ROOT, NONE, MsFlags::MS_BIND, NONE)
+            .context("bind the control groups");
+    }
+    for entry in fs::read_dir(host)?.flatten() {
+        let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
+        let is_hierarchy =
+            entry.file_type().is_ok_and(|kind| kind.is_dir()) && entry.path().join("tasks").exists();
+        if is_hierarchy {
+            let target = cgroup::split_mount(&name);
+            fs::create_dir(&target)?;
+            mount(Some(&entry.path()), &target, NONE, MsFlags::MS_BIND, NONE)
+                .with_context(|| format!("bind the control groups of {name}"))?;
+        }
+    }
+    // An empty tmpfs is what libcontainer takes for version 1 without any hierarchy.
+    mount(Some("none"), UNIFIED_ROOT, Some("tmpfs"), MsFlags::MS_RDONLY, Some("size=4k"))
+        .context("hide the control groups")
 }
 
 /// Every mount that stays is copied for each container, and shown to its first process: only the

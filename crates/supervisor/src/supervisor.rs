@@ -81,7 +81,7 @@ impl Supervisor {
             let timeout = self.timeout();
             let events = self.poller.wait(timeout)?;
             if events.is_empty() && !self.is_trimmed {
-                sys::trim_heap();
+                sys::trim_memory();
                 self.is_trimmed = true;
             }
             for source in &events {

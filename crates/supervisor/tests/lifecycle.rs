@@ -279,7 +279,7 @@ fn an_init_reaps_forwards_and_passes_the_exit_code_on() {
 
 /// The supervisor that users get is static; the one under test may need its libraries.
 fn provide_libraries(sandbox: &TestSandbox) {
-    let output = Command::new("ldd").arg(env!("CARGO_BIN_EXE_coracle-supervisor")).output().unwrap();
+    let output = Command::new("ldd").arg(common::program()).output().unwrap();
     for path in
         String::from_utf8_lossy(&output.stdout).split_whitespace().filter(|word| word.starts_with('/'))
     {

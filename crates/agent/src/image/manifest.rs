@@ -51,7 +51,8 @@ impl Platform {
         (os.is_empty() || os == "linux") && (architecture.is_empty() || architecture == self.architecture())
     }
 
-    /// Rank of a variant, lowest first; `None` does not run for sure. Every amd64 host runs v1, and every arm64 host v8.
+    /// Rank of a variant, least demanding first; `None` for one that is not considered. Every amd64 host runs v1, and every
+    /// arm64 host v8; a more demanding one is taken only where there is no other.
     fn rank(self, variant: &str) -> Option<u8> {
         match (self, variant) {
             (_, "") | (Self::LinuxAmd64, "v1") | (Self::LinuxArm64, "v8") => Some(0),

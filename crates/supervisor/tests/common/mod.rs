@@ -37,6 +37,12 @@ pub struct TestSandbox {
     input: Vec<u8>,
 }
 
+/// The supervisor under test: the one that cargo built, unless SUPERVISOR names another.
+pub fn program() -> PathBuf {
+    std::env::var_os("SUPERVISOR")
+        .map_or_else(|| env!("CARGO_BIN_EXE_coracle-supervisor").into(), PathBuf::from)
+}
+
 fn number() -> u32 {
     std::process::id() % 1000 * 50 + NUMBER.fetch_add(1, Ordering::Relaxed)
 }
@@ -57,7 +63,7 @@ impl TestSandbox {
         fs::create_dir(&run).unwrap();
         let number = number();
         let uid_base = 1_000_000 + number % 20_000 * 65536;
-        let output = Command::new(env!("CARGO_BIN_EXE_coracle-supervisor"))
+        let output = Command::new(program())
             .args(["sandbox", "--uid-base", &uid_base.to_string(), "--dir"])
             .arg(&run)
             .arg("--scratch")
