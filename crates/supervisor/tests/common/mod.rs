@@ -226,7 +226,7 @@ impl TestSandbox {
                 depends_on: vec![],
                 health_check: None,
                 start_timeout_secs: None,
-                stop_timeout_secs: 30,
+                stop_timeout_secs: 60,
                 restart_policy: None,
                 ulimits: vec![],
                 linux: LinuxSpec::default(),
