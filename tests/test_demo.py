@@ -25,7 +25,9 @@ def demo(directory):
     environment = os.environ | {"PYTHON": sys.executable, "TMPDIR": str(directory), "KEEP": ""}
     # In a session of its own, so that a signal to all of it reaches no other.
     return subprocess.Popen(
-        [ROOT / "scripts/demo"], env=environment, stdout=output, stderr=output, start_new_session=True)
+        [ROOT / "scripts/demo"], env=environment, stdout=output, stderr=output, start_new_session=True,
+        # A shell that runs the tests in the background has it ignored, and the demo could not trap it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def test_demo_runs_and_leaves_nothing(directory):
