@@ -110,6 +110,23 @@ impl Cgroup {
         Ok(stay)
     }
 
+    /// Makes sure that a process is in the group: an agent may have moved the supervisor during its
+    /// stay. Slow only if it is not.
+    ///
+    /// # Errors
+    /// The kernel refuses to move the process.
+    pub fn adopt(&self, pid: i32) -> Result<()> {
+        for dir in &self.dirs {
+            let procs = dir.join("cgroup.procs");
+            let is_there = fs::read_to_string(&procs)?.lines().any(|line| line.parse() == Ok(pid));
+            if !is_there {
+                tracing::warn!(pid, group = %dir.display(), "process moved into its control group late");
+                fs::write(&procs, pid.to_string()).with_context(|| format!("enter {}", dir.display()))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Sets a container's limits on its group.
     ///
     /// # Errors

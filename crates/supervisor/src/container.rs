@@ -167,7 +167,7 @@ impl Builder<'_> {
         }
         let home = user.home.to_string_lossy().into_owned();
         let parent = self.task.cgroup_parent.as_deref().unwrap_or("").trim_end_matches('/');
-        let cgroups_path = format!("{parent}/{}", definition.name);
+        let cgroups_path = format!("{parent}/{}", cgroup_name(&definition.name));
         Ok(Prepared {
             environment: process::environment(container, &self.task.hostname, &home),
             arguments: process::arguments(container),
@@ -239,6 +239,12 @@ impl Builder<'_> {
         }
         Ok(mounts)
     }
+}
+
+/// The last part of a container's control group: its name, except for the one that agents keep for
+/// the supervisor itself. No container's name has a dot.
+fn cgroup_name(container: &str) -> &str {
+    if container == "supervisor" { "supervisor.container" } else { container }
 }
 
 /// A path to mount at: absolute, without `..`, not the root.
@@ -379,11 +385,12 @@ impl Prepared {
             }
         }
         let mut created = built?;
+        let pid = created.pid().context("the runtime knows no pid")?.as_raw();
         // The program does not run yet: it waits to be started.
+        self.cgroup.adopt(pid)?;
         self.cgroup.limit(definition)?;
         created.start()?;
-        let pid = created.pid().context("the runtime knows no pid")?;
-        Ok(Run { pid: Pid::from_raw(pid.as_raw()), outputs, _stdin: held_stdin })
+        Ok(Run { pid: Pid::from_raw(pid), outputs, _stdin: held_stdin })
     }
 
     /// A pipe for output whose end in the container belongs to the container's user, so that it

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, mkdirat, openat2};
 
-use crate::sandbox::{Sandbox, host_path};
+use crate::sandbox::Sandbox;
 use crate::scratch::{DISK, attach_at, shifted_clone};
 
 /// Overlayfs takes 500 layers, the page that holds its options fewer. Docker's limit is 127.
@@ -49,7 +49,7 @@ pub fn assemble(key: &str, layers: &[PathBuf], sandbox: &Sandbox) -> Result<Path
 
 fn attach_layers(layers: &[PathBuf], userns: &OwnedFd, attached: &mut Vec<String>) -> Result<()> {
     for (index, layer) in layers.iter().enumerate() {
-        let tree = shifted_clone(&host_path(layer), userns)?;
+        let tree = shifted_clone(layer, userns)?;
         let path = format!("/layer/{index}");
         fs::create_dir_all(&path)?;
         attach_at(&tree, &path)?;

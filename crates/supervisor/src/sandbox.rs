@@ -37,6 +37,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::{Gid, Pid, Uid, chown, pivot_root, setsid};
+use rustix::fs::{Mode as FileMode, OFlags, ResolveFlags, open, openat, openat2, renameat};
 use serde::Serialize;
 
 use crate::cgroup::{self, UNIFIED_ROOT};
@@ -50,7 +51,7 @@ pub const ID_COUNT: u32 = 65536;
 pub const USERNS_PATH: &str = "/ns/user";
 pub const NETNS_PATH: &str = "/ns/net";
 /// Below it is the host's file tree.
-pub const HOST: &str = "/host";
+const HOST: &str = "/host";
 
 const READY: &[u8] = b"ready";
 
@@ -181,10 +182,9 @@ fn launcher(options: &SandboxOptions, path: &Path, dir: &OwnedFd, mut ready: Fil
 /// Writes a file of the sandbox's directory so that readers see the old or the new content. Not
 /// flushed to disk: it need not survive the machine, only the supervisor.
 pub fn write_atomically(dir: &OwnedFd, name: &str, content: &[u8]) -> Result<()> {
-    use rustix::fs::{Mode, OFlags, openat, renameat};
     let temporary = format!("{name}.new");
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let mut file = File::from(openat(dir, &temporary, flags, Mode::from_raw_mode(0o600))?);
+    let mut file = File::from(openat(dir, &temporary, flags, FileMode::from_raw_mode(0o600))?);
     file.write_all(content)?;
     renameat(dir, &temporary, dir, name)?;
     Ok(())
@@ -199,8 +199,7 @@ fn start_time(pid: Pid) -> Result<u64> {
 }
 
 fn open_dir(path: &Path) -> Result<OwnedFd> {
-    use rustix::fs::{Mode, OFlags, open};
-    open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, FileMode::empty())
         .with_context(|| format!("open {}", path.display()))
 }
 
@@ -222,7 +221,7 @@ fn build(options: &SandboxOptions, path: &Path, dir: OwnedFd) -> Result<Sandbox>
     make_devices(options.uid_base)?;
     let userns = make_namespaces(options.uid_base)?;
     let dev_null = OpenOptions::new().read(true).write(true).open("/dev/null").context("/dev/null")?;
-    let scratch = scratch.map(|path| Scratch::mount(&host_path(&path))).transpose()?;
+    let scratch = scratch.map(|path| Scratch::mount(&path)).transpose()?;
 
     sys::dup_onto(&dev_null, 0)?;
     sys::dup_onto(&dev_null, 1)?;
@@ -445,9 +444,15 @@ fn keep_namespaces(holder: Pid, uid_base: u32) -> Result<()> {
     Ok(())
 }
 
-/// Where a path of the host is in the supervisor's tree.
-pub fn host_path(path: &Path) -> PathBuf {
-    Path::new(HOST).join(path.strip_prefix("/").unwrap_or(path))
+/// Opens a path of the host as the host resolves it: absolute symbolic links, too.
+///
+/// # Errors
+/// The error names the path.
+pub fn open_on_host(path: &Path, flags: OFlags) -> Result<OwnedFd> {
+    let root = open(HOST, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, FileMode::empty())?;
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    openat2(&root, relative, flags | OFlags::CLOEXEC, FileMode::empty(), ResolveFlags::IN_ROOT)
+        .with_context(|| format!("open {}", path.display()))
 }
 
 impl Sandbox {
@@ -461,9 +466,8 @@ impl Sandbox {
         )
         .ok()?;
         let path = format!("self/fdinfo/{}", pidfd.as_raw_fd());
-        use rustix::fs::{Mode, OFlags, openat};
         let info =
-            openat(self.host_proc.as_fd(), path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+            openat(self.host_proc.as_fd(), path, OFlags::RDONLY | OFlags::CLOEXEC, FileMode::empty()).ok()?;
         let mut text = String::new();
         File::from(info).read_to_string(&mut text).ok()?;
         text.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()
@@ -478,10 +482,5 @@ mod tests {
     fn mountinfo_escapes() {
         assert_eq!(unescape("/a\\040b"), "/a b");
         assert_eq!(unescape("/a"), "/a");
-    }
-
-    #[test]
-    fn host_paths() {
-        assert_eq!(host_path(Path::new("/var/lib/x")), Path::new("/host/var/lib/x"));
     }
 }

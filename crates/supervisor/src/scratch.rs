@@ -4,17 +4,19 @@
 //! working directory on a mount whose ids are shifted, since the mounter has no id there.
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use rustix::fs::OFlags;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
+use crate::sandbox::open_on_host;
 use crate::sys;
 
 /// Where the disk is mounted.
@@ -24,25 +26,22 @@ const LOOP_MAJOR: u64 = 7;
 
 /// A mounted disk. It is unmounted with the sandbox's mount namespace.
 pub struct Scratch {
-    /// As the agent named it.
-    pub source: PathBuf,
+    /// Device and inode of the file: it may be named in several ways.
+    identity: (u64, u64),
 }
 
 impl Scratch {
-    /// Mounts the disk at [`DISK`]. `source` is a path in the supervisor's tree.
+    /// Mounts the disk at [`DISK`]. `source` is a path of the host.
     ///
     /// # Errors
     /// The source is no ext4, or no loop device is free.
     pub fn mount(source: &Path) -> Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(source)
-            .with_context(|| format!("open the task's disk {}", source.display()))?;
-        let kind = file.metadata()?.file_type();
-        // Mounting opens the device again; until then this handle keeps the loop device attached.
+        let file = File::from(open_on_host(source, OFlags::RDWR)?);
+        let metadata = file.metadata()?;
+        let kind = metadata.file_type();
+        // Mounting opens the device again; until then these handles keep it.
         let (device, _attached) = if kind.is_block_device() {
-            (source.to_owned(), None)
+            (PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())), None)
         } else if kind.is_file() {
             let (path, device) = attach(&file)?;
             (path, Some(device))
@@ -67,7 +66,16 @@ impl Scratch {
             fs::create_dir_all(&path)?;
             fs::set_permissions(&path, Permissions::from_mode(0o711))?;
         }
-        Ok(Self { source: source.to_owned() })
+        Ok(Self { identity: (metadata.dev(), metadata.ino()) })
+    }
+
+    /// Whether this is the disk that a path of the host names.
+    ///
+    /// # Errors
+    /// There is nothing at the path.
+    pub fn is(&self, source: &Path) -> Result<bool> {
+        let metadata = File::from(open_on_host(source, OFlags::PATH)?).metadata()?;
+        Ok(self.identity == (metadata.dev(), metadata.ino()))
     }
 }
 
@@ -101,15 +109,15 @@ fn attach(backing: &File) -> Result<(PathBuf, File)> {
     bail!("no loop device could be had: others were faster 64 times")
 }
 
-/// A detached copy of the mount at `path` whose ids are shifted into `userns`, without device
-/// nodes and set-uid programs of the host.
+/// A detached copy of a directory of the host whose ids are shifted into `userns`.
 ///
 /// # Errors
-/// The file system does not support id-mapped mounts.
+/// There is no such directory, or its file system does not support id-mapped mounts.
 pub fn shifted_clone(path: &Path, userns: &OwnedFd) -> Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree =
-        open_tree(rustix::fs::CWD, path, flags).with_context(|| format!("clone {}", path.display()))?;
+    let dir = open_on_host(path, OFlags::PATH | OFlags::DIRECTORY)?;
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = open_tree(&dir, "", flags).with_context(|| format!("clone {}", path.display()))?;
     sys::mount_setattr(&tree, sys::ATTR_IDMAP | sys::ATTR_NODEV, Some(userns)).with_context(|| {
         format!("shift the ids of {}: kernel or file system lacks id-mapped mounts", path.display())
     })?;

@@ -26,7 +26,7 @@ use crate::member::{Member, Stopping, kill_group, stop_signal, timestamp};
 use crate::order::{self, Known, Readiness};
 use crate::pause;
 use crate::poller::Poller;
-use crate::sandbox::{Sandbox, host_path};
+use crate::sandbox::Sandbox;
 use crate::scratch::Scratch;
 use crate::seccomp::Filter;
 
@@ -78,18 +78,17 @@ impl Task {
         if order::has_cycle(&specs) {
             anyhow::bail!("the containers' dependencies form a circle");
         }
-        let mounted = means.sandbox.scratch.as_ref();
-        let wanted = host_path(&self.spec.scratch);
-        match mounted {
-            Some(scratch) if scratch.source == wanted => {}
-            Some(scratch) => {
-                anyhow::bail!(
-                    "the sandbox has {} mounted, not {}",
-                    scratch.source.display(),
-                    wanted.display()
-                )
+        for spec in &specs {
+            // It becomes part of a path.
+            let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+            if spec.name.is_empty() || !spec.name.chars().all(is_plain) {
+                anyhow::bail!("container name {:?}", spec.name);
             }
-            None => means.sandbox.scratch = Some(Scratch::mount(&wanted)?),
+        }
+        match &means.sandbox.scratch {
+            Some(scratch) if scratch.is(&self.spec.scratch)? => {}
+            Some(_) => anyhow::bail!("the sandbox has another disk than {}", self.spec.scratch.display()),
+            None => means.sandbox.scratch = Some(Scratch::mount(&self.spec.scratch)?),
         }
         if self.spec.share_pid_namespace {
             self.pid_namespace = Some(pause::share_pid_namespace(&means.sandbox.userns)?);

@@ -63,6 +63,23 @@ fn root_inside_is_nobody_outside() {
 }
 
 #[test]
+fn a_supervisor_stands_alone() {
+    let sandbox = TestSandbox::start();
+    let stat = fs::read_to_string(format!("/proc/{}/stat", sandbox.pid)).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    // Not of the session of whoever started it, which a terminal may end.
+    assert_eq!(fields[3], sandbox.pid.to_string());
+    let parent: u32 = fields[1].parse().unwrap();
+    assert_ne!(parent, std::process::id());
+    let threads = fs::read_dir(format!("/proc/{}/task", sandbox.pid)).unwrap().count();
+    assert_eq!(threads, 1);
+    for descriptor in 0..2 {
+        let target = fs::read_link(format!("/proc/{}/fd/{descriptor}", sandbox.pid)).unwrap();
+        assert!(target.ends_with("dev/null"), "{target:?}");
+    }
+}
+
+#[test]
 fn nothing_of_the_host_is_visible() {
     let (text, _) = TestSandbox::shell_output(
         "ls /; echo --; cut -d' ' -f2,3 /proc/mounts; echo --; ls -A /proc/1/root /proc/self/root/..; \

@@ -256,6 +256,45 @@ fn a_stop_before_the_task_keeps_it_from_starting() {
 }
 
 #[test]
+fn the_hosts_links_lead_where_they_lead_on_the_host() {
+    let mut sandbox = TestSandbox::start();
+    let link = sandbox.dir.path().join("link");
+    std::os::unix::fs::symlink(sandbox.dir.path(), &link).unwrap();
+    let mut app = sandbox.shell("app", "echo found");
+    app.layers = vec![link.join("layer")];
+    let mut spec = sandbox.spec(vec![app]);
+    spec.scratch = link.join("disk");
+    sandbox.run(spec);
+    sandbox.wait_for_end();
+    assert_eq!(sandbox.text("app"), "found");
+}
+
+#[test]
+fn another_disk_than_the_mounted_one_is_refused() {
+    let mut sandbox = TestSandbox::start();
+    let app = sandbox.shell("app", "true");
+    let mut spec = sandbox.spec(vec![app]);
+    spec.scratch = sandbox.layer().join("etc/passwd");
+    sandbox.run(spec);
+    sandbox.wait_for_end();
+    let stop = sandbox.state.stop.clone().unwrap();
+    assert_eq!(stop.code, StopCode::TaskFailedToStart);
+    assert!(
+        stop.reason.starts_with("ResourceInitializationError: the sandbox has another disk"),
+        "{}",
+        stop.reason
+    );
+}
+
+#[test]
+fn a_container_may_be_called_supervisor() {
+    let mut sandbox = TestSandbox::start();
+    let containers = vec![sandbox.shell("supervisor", "echo hello")];
+    sandbox.run_to_end(containers);
+    assert_eq!(sandbox.text("supervisor"), "hello");
+}
+
+#[test]
 fn a_disk_that_is_full_hurts_the_task_only() {
     let (text, code) = TestSandbox::shell_output(
         "dd if=/dev/zero of=/fill bs=1M count=400 2>&1 | grep -o 'No space.*'; exit 3",
