@@ -46,10 +46,12 @@ class Layout:
         return self.path
 
 
-def busybox_tar():
+def busybox_tar(programs=()):
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         tar.add("/usr/bin/busybox", "bin/busybox")
+        for program in programs:
+            tar.add(program, f"bin/{program.name}")
         for applet in APPLETS:
             link = tarfile.TarInfo(f"bin/{applet}")
             link.type, link.linkname = tarfile.SYMTYPE, "busybox"
@@ -57,9 +59,9 @@ def busybox_tar():
     return out.getvalue()
 
 
-def busybox(path):
+def busybox(path, programs=()):
     layout = Layout(path)
-    layout.layer(busybox_tar())
+    layout.layer(busybox_tar(programs))
     return layout.finish()
 
 
