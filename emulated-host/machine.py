@@ -31,18 +31,26 @@ def run(*command, **options):
     return subprocess.run(command, check=True, text=True, **options)
 
 
+def newest_kernel_package():
+    answer = subprocess.run(["apt-cache", "depends", META_PACKAGE], capture_output=True, text=True).stdout
+    found = re.search(r"Depends: (linux-image-\d\S+)", answer)
+    return found and found[1]
+
+
 def kernel(cache):
     """Downloads and unpacks the kernel package, once; returns its tree and release."""
-    depends = run("apt-cache", "depends", META_PACKAGE, capture_output=True).stdout
-    package = re.search(r"Depends: (linux-image-\d\S+)", depends)
+    package = newest_kernel_package()
+    if not package:  # a machine whose package lists were never fetched
+        run("apt-get", "update", "-qq")
+        package = newest_kernel_package()
     if not package:
-        raise SystemExit(f"{META_PACKAGE} is not known to apt; run apt-get update")
-    tree = cache / package[1]
+        raise SystemExit(f"{META_PACKAGE} is not known to apt")
+    tree = cache / package
     if not tree.exists():
-        print(f"downloading {package[1]}", flush=True)
+        print(f"downloading {package}", flush=True)
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             os.chmod(scratch, 0o755)  # apt downloads as a user of its own
-            run("apt-get", "download", "-qq", package[1], cwd=scratch)
+            run("apt-get", "download", "-qq", package, cwd=scratch)
             archive = next(pathlib.Path(scratch).glob("*.deb"))
             run("dpkg", "-x", str(archive), f"{scratch}/tree")
             release = next(pathlib.Path(scratch, "tree/lib/modules").iterdir()).name
