@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod definition;
 pub mod host;
 pub mod id;
+pub mod microvm;
 pub mod network;
 pub mod observation;
 pub mod sandbox;

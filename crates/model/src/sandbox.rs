@@ -59,6 +59,43 @@ pub struct SandboxSpec {
     pub volumes: Vec<VolumeSpec>,
     pub share_pid_namespace: bool,
     pub containers: Vec<SandboxContainer>,
+    /// What a microVM's supervisor sets up itself; `None` in a container sandbox, whose agent does it
+    /// from outside.
+    pub guest: Option<GuestSetup>,
+}
+
+/// A guest's place in the world. A guest may be a copy of another: all of it is given anew.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct GuestSetup {
+    pub mac: [u8; 6],
+    /// The default route, reached directly: the address itself has a /32 route.
+    pub gateway: Ipv4Addr,
+    pub mtu: u16,
+    /// The wall clock.
+    pub now: Timestamp,
+    /// Stirred into the guest kernel's random number generator before anything of the task runs; hex.
+    pub entropy: String,
+}
+
+impl std::fmt::Debug for GuestSetup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuestSetup")
+            .field("mac", &self.mac)
+            .field("gateway", &self.gateway)
+            .field("mtu", &self.mtu)
+            .field("now", &self.now)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where an image layer is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Layer {
+    /// Unpacked on the host.
+    Directory { path: PathBuf },
+    /// An EROFS image in a guest's first disk (`/dev/vda`), from `offset` on; bytes.
+    Extent { offset: u64, length: u64 },
 }
 
 /// A container with its image resolved.
@@ -66,8 +103,8 @@ pub struct SandboxSpec {
 pub struct SandboxContainer {
     pub spec: ContainerSpec,
     pub image: ImageConfig,
-    /// Unpacked layers, lowest first.
-    pub layers: Vec<PathBuf>,
+    /// Lowest first.
+    pub layers: Vec<Layer>,
     /// Given to the process beside its own environment, such as `ECS_CONTAINER_METADATA_URI_V4`.
     pub extra_environment: Vec<(String, String)>,
 }

@@ -10,6 +10,7 @@ use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use model::sandbox::Layer;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, mkdirat, openat2};
 
@@ -24,7 +25,7 @@ const MAX_LAYERS: usize = 127;
 /// # Errors
 /// A layer is missing, there are more than 127, or the kernel cannot shift ids of the layers'
 /// file system or put overlayfs on top (Linux 5.19 can).
-pub fn assemble(key: &str, layers: &[PathBuf], sandbox: &Sandbox) -> Result<PathBuf> {
+pub fn assemble(key: &str, layers: &[Layer], sandbox: &Sandbox) -> Result<PathBuf> {
     if layers.is_empty() {
         bail!("the image has no layers");
     }
@@ -47,8 +48,11 @@ pub fn assemble(key: &str, layers: &[PathBuf], sandbox: &Sandbox) -> Result<Path
     result
 }
 
-fn attach_layers(layers: &[PathBuf], userns: &OwnedFd, attached: &mut Vec<String>) -> Result<()> {
+fn attach_layers(layers: &[Layer], userns: &OwnedFd, attached: &mut Vec<String>) -> Result<()> {
     for (index, layer) in layers.iter().enumerate() {
+        let Layer::Directory { path: layer } = layer else {
+            bail!("a container sandbox has no disks of layers")
+        };
         let tree = shifted_clone(layer, userns)?;
         let path = format!("/layer/{index}");
         fs::create_dir_all(&path)?;

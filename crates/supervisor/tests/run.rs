@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 
 use common::TestSandbox;
-use model::sandbox::{SandboxPhase, ToSupervisor};
+use model::sandbox::{Layer, SandboxPhase, ToSupervisor};
 use model::spec::{MountSpec, Tmpfs, Ulimit, VolumeSpec, VolumesFrom};
 use model::status::{ContainerStatus, StopCause, StopCode};
 
@@ -108,7 +108,8 @@ fn what_cannot_start_says_why() {
     assert!(reason.ends_with("unable to find user nobody: no matching entries in passwd file"), "{reason}");
     let (reason, _) = failed_start(|app| app.spec.working_directory = Some("/etc/passwd/x".into()));
     assert!(reason.ends_with("mkdir /etc/passwd/x: not a directory"), "{reason}");
-    let (reason, _) = failed_start(|app| app.layers = vec!["/nonexistent/layer".into()]);
+    let (reason, _) =
+        failed_start(|app| app.layers = vec![Layer::Directory { path: "/nonexistent/layer".into() }]);
     assert!(reason.contains("/nonexistent/layer"), "{reason}");
     let (reason, _) =
         failed_start(|app| app.spec.sysctls = vec![("kernel.core_pattern".into(), "|/x".into())]);
@@ -261,7 +262,7 @@ fn the_hosts_links_lead_where_they_lead_on_the_host() {
     let link = sandbox.dir.path().join("link");
     std::os::unix::fs::symlink(sandbox.dir.path(), &link).unwrap();
     let mut app = sandbox.shell("app", "echo found");
-    app.layers = vec![link.join("layer")];
+    app.layers = vec![Layer::Directory { path: link.join("layer") }];
     let mut spec = sandbox.spec(vec![app]);
     spec.scratch = link.join("disk");
     sandbox.run(spec);

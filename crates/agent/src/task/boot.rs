@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use futures_util::future::try_join_all;
-use model::sandbox::{SandboxContainer, SandboxSpec};
+use model::sandbox::{Layer, SandboxContainer, SandboxSpec};
 
 use super::*;
 use crate::image::{Auth, Image, PullRequest, RegistryEndpoint};
@@ -184,7 +184,7 @@ impl TaskDriver {
             .map(|(container, image)| SandboxContainer {
                 spec: container.clone(),
                 image: image.config.to_model(),
-                layers: image.layers.clone(),
+                layers: image.layers.iter().map(|path| Layer::Directory { path: path.clone() }).collect(),
                 extra_environment: vec![
                     ("AWS_REGION".to_owned(), assignment.region.to_string()),
                     ("AWS_DEFAULT_REGION".to_owned(), assignment.region.to_string()),
@@ -206,6 +206,7 @@ impl TaskDriver {
             volumes: spec.volumes.clone(),
             share_pid_namespace: spec.share_pid_namespace,
             containers,
+            guest: None,
         })
     }
 }

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use model::TaskId;
 use model::sandbox::{
-    ContainerState, FromSupervisor, ImageConfig, LogRecord, SandboxContainer, SandboxPhase, SandboxSpec,
-    SandboxState, ToSupervisor,
+    ContainerState, FromSupervisor, ImageConfig, Layer, LogRecord, SandboxContainer, SandboxPhase,
+    SandboxSpec, SandboxState, ToSupervisor,
 };
 use model::spec::{ContainerSpec, LinuxSpec, LogMode, LogSpec};
 use tempfile::TempDir;
@@ -204,6 +204,7 @@ impl TestSandbox {
             scratch: self.dir.path().join("disk"),
             volumes: vec![],
             share_pid_namespace: false,
+            guest: None,
             containers,
         }
     }
@@ -250,7 +251,7 @@ impl TestSandbox {
                 }),
             },
             image: ImageConfig::default(),
-            layers: vec![self.layer()],
+            layers: vec![Layer::Directory { path: self.layer() }],
             extra_environment: vec![],
         }
     }
