@@ -28,6 +28,10 @@ pub const GUEST_CID: u64 = 3;
 pub const SUPERVISOR_PORT: u32 = 1024;
 /// The unit of a disk's parts, in bytes: each part begins at a multiple of it.
 pub const PART_ALIGNMENT: u64 = 4096;
+/// A guest's first disk: the EROFS layers of the task's images, one behind the other.
+pub const LAYERS_DEVICE: &str = "/dev/vda";
+/// A guest's second disk: ext4, for writable layers and volumes.
+pub const SCRATCH_DEVICE: &str = "/dev/vdb";
 
 /// An open file among those attached to the message, by its place there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

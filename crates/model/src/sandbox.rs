@@ -54,7 +54,8 @@ pub struct SandboxSpec {
     /// Below it, each container gets `<cgroup_parent>/<container>`; libcontainer's `cgroupsPath`.
     /// `None` inside a microVM.
     pub cgroup_parent: Option<String>,
-    /// The sparse ext4 file (or block device) for writable layers and volumes.
+    /// The sparse ext4 file (or block device) for writable layers and volumes; in a microVM
+    /// [`SCRATCH_DEVICE`](crate::microvm::SCRATCH_DEVICE).
     pub scratch: PathBuf,
     pub volumes: Vec<VolumeSpec>,
     pub share_pid_namespace: bool,
@@ -70,7 +71,13 @@ pub struct GuestSetup {
     pub mac: [u8; 6],
     /// The default route, reached directly: the address itself has a /32 route.
     pub gateway: Ipv4Addr,
+    /// The router's end of the link: the guest asks nobody for it.
+    pub gateway_mac: [u8; 6],
     pub mtu: u16,
+    /// What the task's containers may use together. The guest has more, for its kernel and supervisor.
+    pub memory_mib: u32,
+    /// Processes and threads that the task's containers may have together.
+    pub pids_max: u64,
     /// The wall clock.
     pub now: Timestamp,
     /// Stirred into the guest kernel's random number generator before anything of the task runs; hex.
@@ -82,7 +89,10 @@ impl std::fmt::Debug for GuestSetup {
         f.debug_struct("GuestSetup")
             .field("mac", &self.mac)
             .field("gateway", &self.gateway)
+            .field("gateway_mac", &self.gateway_mac)
             .field("mtu", &self.mtu)
+            .field("memory_mib", &self.memory_mib)
+            .field("pids_max", &self.pids_max)
             .field("now", &self.now)
             .finish_non_exhaustive()
     }
@@ -94,7 +104,8 @@ impl std::fmt::Debug for GuestSetup {
 pub enum Layer {
     /// Unpacked on the host.
     Directory { path: PathBuf },
-    /// An EROFS image in a guest's first disk (`/dev/vda`), from `offset` on; bytes.
+    /// An EROFS image in a guest's first disk ([`LAYERS_DEVICE`](crate::microvm::LAYERS_DEVICE)), from
+    /// `offset` on; bytes.
     Extent { offset: u64, length: u64 },
 }
 

@@ -81,10 +81,12 @@ pub struct ContainerSpec {
     pub ulimits: Vec<Ulimit>,
     pub linux: LinuxSpec,
     pub readonly_root_filesystem: bool,
+    /// All capabilities and devices, and no filter, of the task's own kernel; only in a microVM.
+    #[serde(default)]
     pub privileged: bool,
     pub mounts: Vec<MountSpec>,
     pub volumes_from: Vec<VolumesFrom>,
-    /// Namespaced kernel parameters, such as `net.core.somaxconn`.
+    /// Kernel parameters, such as `net.core.somaxconn`; in a microVM any, else namespaced ones.
     pub sysctls: Vec<(String, String)>,
     pub ports: Vec<PortMapping>,
     /// Keep standard input open (`interactive`).
@@ -162,9 +164,23 @@ pub struct LinuxSpec {
     /// Capability names without `CAP_`, or `ALL`.
     pub add_capabilities: Vec<String>,
     pub drop_capabilities: Vec<String>,
+    /// Devices of the task's own kernel; only in a microVM.
+    #[serde(default)]
+    pub devices: Vec<DeviceSpec>,
     pub tmpfs: Vec<Tmpfs>,
     /// Size of `/dev/shm` (default 64 MiB).
     pub shared_memory_mib: Option<u32>,
+}
+
+/// `devices` of `linuxParameters`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceSpec {
+    /// Such as `/dev/fuse`.
+    pub host_path: String,
+    pub container_path: String,
+    pub read: bool,
+    pub write: bool,
+    pub mknod: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

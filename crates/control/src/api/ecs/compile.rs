@@ -4,8 +4,8 @@ use aws_api::Error;
 use aws_api::ecs::{ContainerDefinition, HealthCheck as WireHealthCheck, LinuxParameters, TaskDefinition};
 use model::TaskId;
 use model::spec::{
-    ContainerSpec, Dependency, DependencyCondition, HealthCheck, Isolation, LinuxSpec, LogSpec, MountSpec,
-    PortMapping, Protocol, RestartPolicy, TaskSpec, Tmpfs, Ulimit, VolumeSpec, VolumesFrom,
+    ContainerSpec, Dependency, DependencyCondition, DeviceSpec, HealthCheck, Isolation, LinuxSpec, LogSpec,
+    MountSpec, PortMapping, Protocol, RestartPolicy, TaskSpec, Tmpfs, Ulimit, VolumeSpec, VolumesFrom,
 };
 
 use super::errors::client;
@@ -164,6 +164,7 @@ fn linux(linux: &LinuxParameters) -> LinuxSpec {
         init_process: linux.init_process_enabled.unwrap_or(false),
         add_capabilities: capabilities.add.unwrap_or_default(),
         drop_capabilities: capabilities.drop.unwrap_or_default(),
+        devices: linux.devices.iter().flatten().map(device).collect(),
         tmpfs: tmpfs
             .map(|mount| Tmpfs {
                 container_path: mount.container_path.clone(),
@@ -172,6 +173,22 @@ fn linux(linux: &LinuxParameters) -> LinuxSpec {
             })
             .collect(),
         shared_memory_mib: linux.shared_memory_size.map(number),
+    }
+}
+
+/// Source: Device in the API reference; by default all three permissions.
+fn device(device: &aws_api::ecs::Device) -> DeviceSpec {
+    let may = |what: &str| match device.permissions.as_deref() {
+        None | Some([]) => true,
+        Some(list) => list.iter().any(|permission| permission == what),
+    };
+    let container_path = device.container_path.clone().filter(|path| !path.is_empty());
+    DeviceSpec {
+        container_path: container_path.unwrap_or_else(|| device.host_path.clone()),
+        host_path: device.host_path.clone(),
+        read: may("read"),
+        write: may("write"),
+        mknod: may("mknod"),
     }
 }
 
