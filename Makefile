@@ -11,7 +11,7 @@ SUPERVISOR_DEV := $(OUT)/$(TARGET)/supervisor-dev/coracle-supervisor
 STATIC := CARGO_ENCODED_RUSTFLAGS="-Ctarget-feature=+crt-static"
 PYTHON := $(CURDIR)/.venv/bin/python
 
-.PHONY: help setup build release supervisor supervisor-dev test lint unit e2e test-v2 demo bench clean
+.PHONY: help setup build release supervisor supervisor-dev test lint unit e2e test-v2 test-microvm demo bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,7 +49,14 @@ test-v2: build ## the same tasks on a host with pure cgroup v2, emulated
 	CORACLE=$(OUT)/debug/coracle && \
 	/usr/bin/python3 emulated-host/machine.py --cache $(OUT)/emulated-host --coracle $$CORACLE --test-binary $$test
 
-test: setup lint unit e2e test-v2 ## everything that CI runs
+# Each test binary of the monitor; those of its tests that need KVM are ignored elsewhere.
+test-microvm: build ## tests of microVMs on real KVM, in an emulated host
+	@$(STATIC) cargo build --locked -p vmm --profile supervisor-dev --target $(TARGET)
+	@tests=$$(cargo test --locked -q -p vmm --no-run --message-format json | grep -o '"executable":"[^"]*"' | cut -d'"' -f4 | sed 's/^/--test-binary /') && \
+	/usr/bin/python3 emulated-host/machine.py --cache $(OUT)/emulated-host --kvm --coracle $(OUT)/debug/coracle $$tests \
+	  $$(for name in coracle-vmm coracle-jailer; do echo --file $(OUT)/$(TARGET)/supervisor-dev/$$name=/bin/$$name; done)
+
+test: setup lint unit e2e test-v2 test-microvm ## everything that CI runs
 
 demo: setup release ## a web application on Coracle, from nothing (KEEP=1 leaves it running)
 	@CORACLE=$(OUT)/release/coracle PYTHON=$(PYTHON) scripts/demo

@@ -1,7 +1,12 @@
 #!/usr/bin/env python3
-"""Makes the emulated host and runs its tests; see README.md.
+"""Makes the emulated host and runs tests or a command in it; see README.md.
 
     machine.py --cache DIR --coracle FILE [--test-binary FILE ...]
+        the tests of pure cgroup v2
+    machine.py --cache DIR --kvm [--coracle FILE] [--test-binary FILE ...] [--file HOST=GUEST ...]
+        the tests of microVMs, on a host with KVM
+    machine.py --cache DIR [--kvm] --run COMMAND [--file HOST=GUEST ...]
+        a command; its exit code is this program's
 """
 
 import argparse
@@ -9,71 +14,32 @@ import os
 import pathlib
 import re
 import shutil
-import stat
 import subprocess
 import sys
+import tarfile
 import tempfile
 
+import guest_kernel
+import packages
+
 HERE = pathlib.Path(__file__).resolve().parent
-# The package that always depends on Debian's newest cloud kernel.
-META_PACKAGE = "linux-image-cloud-amd64"
 MODULES = [
     "virtio_pci", "virtio_blk", "loop", "overlay", "veth", "tun", "nf_tables", "nf_conntrack", "nf_nat",
     "nft_ct", "nft_nat", "nft_masq", "nft_chain_nat", "nft_reject_inet", "nft_reject_ipv4", "nft_fib_inet",
     "nft_fib_ipv4", "nft_limit", "nft_log", "nft_hash", "nft_numgen", "nft_objref", "nft_redir",
 ]
+# AMD-V, which QEMU can emulate, without what it cannot and would warn of.
+KVM_PROCESSOR = "EPYC,+svm," + ",".join("-" + feature for feature in (
+    "rdseed", "sha-ni", "fxsr-opt", "misalignsse", "3dnowprefetch", "osvw", "topoext", "nrip-save", "xsavec"))
+KVM_MODULES = ["irqbypass", "ccp", "kvm", "kvm_amd", "erofs"]
 PROGRAMS = ["/usr/sbin/nft", "/usr/sbin/mkfs.ext4", "/usr/bin/ip"]
 FILES = ["/etc/mke2fs.conf"]
-BOOT_LIMIT_SECONDS = 420
-
-
-def run(*command, **options):
-    return subprocess.run(command, check=True, text=True, **options)
-
-
-def newest_kernel_package():
-    answer = subprocess.run(["apt-cache", "depends", META_PACKAGE], capture_output=True, text=True).stdout
-    found = re.search(r"Depends: (linux-image-\d\S+)", answer)
-    return found and found[1]
-
-
-def kernel(cache):
-    """Downloads and unpacks the kernel package, once; returns its tree and release."""
-    package = newest_kernel_package()
-    if not package:  # a machine whose package lists were never fetched
-        run("apt-get", "update", "-qq")
-        package = newest_kernel_package()
-    if not package:
-        raise SystemExit(f"{META_PACKAGE} is not known to apt")
-    tree = cache / package
-    if not tree.exists():
-        print(f"downloading {package}", flush=True)
-        with tempfile.TemporaryDirectory(dir=cache) as scratch:
-            os.chmod(scratch, 0o755)  # apt downloads as a user of its own
-            run("apt-get", "download", "-qq", package, cwd=scratch)
-            archive = next(pathlib.Path(scratch).glob("*.deb"))
-            run("dpkg", "-x", str(archive), f"{scratch}/tree")
-            release = next(pathlib.Path(scratch, "tree/lib/modules").iterdir()).name
-            run("depmod", "-b", f"{scratch}/tree", release)
-            os.rename(f"{scratch}/tree", tree)
-    release = next((tree / "lib/modules").iterdir()).name
-    return tree, release
-
-
-def module_files(tree, release):
-    """The files of MODULES and of all that they need."""
-    base = tree / "lib/modules" / release
-    needs = {}
-    for line in (base / "modules.dep").read_text().splitlines():
-        path, _, rest = line.partition(":")
-        needs[path] = rest.split()
-    by_name = {pathlib.Path(path).name.split(".")[0].replace("-", "_"): path for path in needs}
-    wanted = set()
-    for name in MODULES:
-        path = by_name.get(name)
-        if path:  # what is not a module is built in
-            wanted |= {path, *needs[path]}
-    return base, sorted(wanted)
+DISK_BYTES = 64 << 30
+RESULTS_BYTES = 1 << 30
+# What the kernel needs to get to its disk.
+EARLY_MODULES = ["virtio_pci", "virtio_blk"]
+DIRECTORIES = ("bin", "sbin", "usr/bin", "usr/sbin", "etc", "proc", "sys", "dev", "run", "tmp", "root",
+               "state", "tests", "results")
 
 
 def libraries(program):
@@ -87,12 +53,17 @@ class Tree:
 
     def __init__(self, root):
         self.root = pathlib.Path(root)
+        self.root.mkdir(parents=True, exist_ok=True)
+
+    def path(self, target):
+        path = self.root / str(target).lstrip("/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
     def copy(self, source, target=None, strip=False):
-        path = self.root / str(target or source).lstrip("/")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = self.path(target or source)
         if strip:
-            run("strip", "-o", str(path), str(source))
+            packages.run("strip", "-o", str(path), str(source))
         else:
             shutil.copy(os.path.realpath(source), path)
         return path
@@ -103,81 +74,160 @@ class Tree:
                 self.copy(library)
         os.chmod(self.copy(source, target, strip), 0o755)
 
-    def pack(self, target):
+    def add(self, source, target):
+        """A file, program or directory from the outside."""
+        if os.path.isdir(source):
+            shutil.copytree(source, self.path(target), symlinks=True, dirs_exist_ok=True)
+        elif os.access(source, os.X_OK):
+            self.program(source, target)
+        else:
+            self.copy(source, target)
+
+    def modules(self, kernel, names):
+        for module in kernel.modules(names):
+            self.copy(kernel.module_base / module, f"/lib/modules/{kernel.release}/{module}")
+        for index in ("modules.dep", "modules.alias", "modules.builtin"):
+            if (kernel.module_base / index).exists():
+                self.copy(kernel.module_base / index, f"/lib/modules/{kernel.release}/{index}")
+
+    def cpio(self, target):
         names = "\n".join(sorted(str(p.relative_to(self.root)) for p in self.root.rglob("*")))
         with open(target, "wb") as out:
             subprocess.run(["cpio", "--quiet", "-o", "-H", "newc"], input=names.encode(), stdout=out,
                            cwd=self.root, check=True)
 
+    def disk(self, target):
+        with open(target, "wb") as file:
+            file.truncate(DISK_BYTES)
+        packages.run("mkfs.ext4", "-q", "-F", "-d", str(self.root), "-E",
+                     "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0", str(target))
 
-def make(cache, coracle, test_binaries, root):
-    tree, release = kernel(cache)
-    guest = Tree(root)
-    for directory in ("proc", "sys", "dev", "run", "tmp", "state", "tests"):
-        (guest.root / directory).mkdir(parents=True)
-    guest.program("/usr/bin/busybox", "/bin/busybox")
-    guest.program("/usr/bin/busybox", "/usr/bin/busybox")
+
+def early_tree(root, kernel):
+    """The initramfs: what mounts the disk and goes on from it."""
+    early = Tree(root)
+    early.program("/usr/bin/busybox", "/bin/busybox")
+    early.modules(kernel, EARLY_MODULES)
+    os.chmod(early.copy(HERE / "guest/init", "/init"), 0o755)
+    return early
+
+
+def root_tree(root, kernel, arguments):
+    """The disk: the programs, what is to be tested, and what is to be done with it."""
+    host = Tree(root)
+    for directory in DIRECTORIES:
+        (host.root / directory).mkdir(parents=True, exist_ok=True)
+    host.program("/usr/bin/busybox", "/bin/busybox")
+    host.program("/usr/bin/busybox", "/usr/bin/busybox")  # what the benchmark's images are made from
     for program in PROGRAMS:
-        guest.program(program)
+        host.program(program)
     for file in FILES:
-        guest.copy(file)
-    guest.program(coracle, "/bin/coracle", strip=True)
-    supervisor = pathlib.Path(coracle).with_name("coracle-supervisor")
-    if supervisor.exists():  # a release carries it inside
-        guest.program(supervisor, "/bin/coracle-supervisor", strip=True)
-    for binary in test_binaries:
+        host.copy(file)
+    if arguments.coracle:
+        host.program(arguments.coracle, "/bin/coracle", strip=True)
+        supervisor = pathlib.Path(arguments.coracle).with_name("coracle-supervisor")
+        if supervisor.exists():  # a release carries it inside
+            host.program(supervisor, "/bin/coracle-supervisor", strip=True)
+        sys.path.insert(0, str(HERE.parent / "bench"))
+        import images  # the benchmark's image maker: busybox as an OCI layout
+        images.busybox(host.root / "image")
+    for binary in arguments.test_binary:
         name = re.sub(r"-[0-9a-f]{16}$", "", pathlib.Path(binary).name)
-        guest.program(binary, f"/tests/{name}", strip=True)
-    base, modules = module_files(tree, release)
-    for module in modules:
-        guest.copy(base / module, f"/lib/modules/{release}/{module}")
-    for index in ("modules.dep", "modules.alias", "modules.builtin"):
-        if (base / index).exists():
-            guest.copy(base / index, f"/lib/modules/{release}/{index}")
-    (guest.root / "modules").write_text(" ".join(MODULES) + "\n")
-    sys.path.insert(0, str(HERE.parent / "bench"))
-    import images  # the benchmark's image maker: busybox as an OCI layout
-    images.busybox(guest.root / "image")
-    for name in ("init", "tests"):
-        target = guest.copy(HERE / "guest" / name, "/init" if name == "init" else "/run-tests")
-        target.chmod(target.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
-    return tree / "boot" / f"vmlinuz-{release}"
+        host.program(binary, f"/tests/{name}", strip=True)
+    names = MODULES + (KVM_MODULES if arguments.kvm else [])
+    host.modules(kernel, names)
+    host.path("/modules").write_text(" ".join(names) + "\n")
+    if arguments.kvm:
+        guest_kernel.put(kernel, host)
+    for file in arguments.file:
+        source, separator, target = file.partition("=")
+        if not separator:
+            raise SystemExit(f"--file {file}: not of the form HOST=GUEST")
+        host.add(source, target)
+    host.path("/on-disk").touch()
+    for name in ("init", "lib.sh"):
+        os.chmod(host.copy(HERE / "guest" / name, f"/{name}"), 0o755)
+    if arguments.run:
+        main = "#!/bin/busybox sh\ncd /root\n" + arguments.run + "\necho \"EXIT CODE: $?\"\n"
+        host.path("/main").write_text(main)
+    else:
+        host.copy(HERE / "guest" / ("kvm-tests" if arguments.kvm else "v2-tests"), "/main")
+    os.chmod(host.root / "main", 0o755)
 
 
-def boot(vmlinuz, initramfs, disk):
-    """Boots the machine, prints its console, and returns the counts of its last line."""
+def boot(kernel, initramfs, disk, results, arguments):
+    """Boots the machine, prints its console, and returns what its last lines said."""
+    processor = KVM_PROCESSOR if arguments.kvm else "max"
     command = [
-        "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-M", "q35", "-cpu", "max", "-smp", "2", "-m", "3G",
-        "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", str(vmlinuz),
-        "-initrd", str(initramfs), "-drive", f"file={disk},format=raw,if=virtio,cache=unsafe",
-        "-append", "console=ttyS0 quiet panic=-1 cgroup_no_v1=all",
+        "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-M", "q35", "-cpu", processor, "-smp", "2",
+        "-m", arguments.memory, "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot",
+        "-kernel", str(kernel.vmlinuz), "-initrd", str(initramfs),
+        "-drive", f"file={disk},format=raw,if=virtio,cache=unsafe",
+        "-drive", f"file={results},format=raw,if=virtio,cache=unsafe",
+        "-append", "console=ttyS0 quiet panic=-1 cgroup_no_v1=all " + arguments.append,
     ]
-    machine = subprocess.Popen(["timeout", "--kill-after=5", str(BOOT_LIMIT_SECONDS), *command],
+    machine = subprocess.Popen(["timeout", "--kill-after=5", str(arguments.limit), *command],
                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace")
-    counts = None
+    counts, code = None, None
     for line in machine.stdout:
         print(f"  | {line.rstrip()}", flush=True)
-        found = re.search(r"^RESULT: (\d+) passed, (\d+) failed", line)
+        found = re.match(r"RESULT: (\d+) passed, (\d+) failed", line)
         counts = (int(found[1]), int(found[2])) if found else counts
-    machine.wait()
-    return counts
+        found = re.match(r"EXIT CODE: (\d+)", line)
+        code = int(found[1]) if found else code
+    if machine.wait() == 124:
+        print(f"the emulated host was stopped after {arguments.limit} s", flush=True)
+    return counts, code
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cache", type=pathlib.Path, required=True)
-    parser.add_argument("--coracle", required=True)
-    parser.add_argument("--test-binary", action="append", default=[])
-    arguments = parser.parse_args()
+def bring_out(results, directory):
+    """Unpacks what the host left in its /results."""
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with tarfile.open(results) as archive:
+            archive.extractall(directory, filter="data")
+    except tarfile.ReadError:
+        print("the emulated host brought out nothing", flush=True)
+
+
+def arguments_of(command_line):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=pathlib.Path, required=True, help="where unpacked packages are kept")
+    parser.add_argument("--kvm", action="store_true", help="a host with AMD-V, /dev/kvm and a guest kernel")
+    parser.add_argument("--coracle", help="the program to be tested; its supervisor lies beside it")
+    parser.add_argument("--test-binary", action="append", default=[], help="run in it, with --ignored on KVM")
+    parser.add_argument("--file", action="append", default=[], metavar="HOST=GUEST", help="put into it")
+    parser.add_argument("--run", metavar="COMMAND", help="a shell command to run there instead of the tests")
+    parser.add_argument("--results", type=pathlib.Path, help="where what it leaves in /results is put")
+    parser.add_argument("--limit", type=int, default=420, metavar="SECONDS", help="when it is stopped")
+    parser.add_argument("--memory", default=None, help="of the machine, as QEMU writes it")
+    parser.add_argument("--append", default="", help="to the host kernel's command line")
+    arguments = parser.parse_args(command_line)
+    arguments.memory = arguments.memory or ("4G" if arguments.kvm else "3G")
+    if not (arguments.kvm or arguments.coracle or arguments.run):
+        parser.error("the tests of cgroup v2 need --coracle")
+    return arguments
+
+
+def main(command_line=None):
+    arguments = arguments_of(command_line)
     arguments.cache.mkdir(parents=True, exist_ok=True)
+    kernel = packages.cloud_kernel(arguments.cache)
     with tempfile.TemporaryDirectory(prefix="coracle-emulated-") as work:
-        root, initramfs, disk = (os.path.join(work, name) for name in ("root", "initramfs", "disk"))
-        vmlinuz = make(arguments.cache, arguments.coracle, arguments.test_binary, root)
-        Tree(root).pack(initramfs)
-        with open(disk, "wb") as file:
-            file.truncate(64 << 30)
-        run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", disk)
-        counts = boot(vmlinuz, initramfs, disk)
+        early, root, initramfs, disk, results = (
+            os.path.join(work, name) for name in ("early", "root", "initramfs", "disk", "results"))
+        early_tree(early, kernel).cpio(initramfs)
+        root_tree(root, kernel, arguments)
+        Tree(root).disk(disk)
+        with open(results, "wb") as file:
+            file.truncate(RESULTS_BYTES)
+        counts, code = boot(kernel, initramfs, disk, results, arguments)
+        if arguments.results:
+            bring_out(results, arguments.results)
+    if arguments.run:
+        if code is None:
+            raise SystemExit("the emulated host did not come to the end of its command")
+        return code
     if counts is None:
         raise SystemExit("the emulated host did not come to the end of its tests")
     passed, failed = counts
