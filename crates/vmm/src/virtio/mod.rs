@@ -19,8 +19,16 @@ use crate::GuestMemory;
 
 pub mod balloon;
 pub mod block;
+#[allow(dead_code, reason = "the rest is for the network device")]
+mod buffers;
 pub mod entropy;
+mod events;
 pub mod net;
+#[allow(dead_code, reason = "the rest is for the network device")]
+mod queue;
+#[cfg(test)]
+#[allow(dead_code, reason = "the rest is for the network device")]
+mod testing;
 pub mod vsock;
 
 /// Device types (5, "Device Types").
@@ -202,4 +210,12 @@ pub trait VirtioDevice: Send {
     /// # Errors
     /// The state is another device's or makes no sense.
     fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceError>;
+}
+
+/// Reads a configuration space (2.5): what lies beyond its end reads as zeros.
+fn read_space(space: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let rest = usize::try_from(offset).ok().and_then(|offset| space.get(offset..)).unwrap_or_default();
+    let len = rest.len().min(data.len());
+    data[..len].copy_from_slice(&rest[..len]);
 }
