@@ -12,6 +12,7 @@
 //! ```
 
 pub mod rate_limiter;
+pub mod seccomp;
 pub mod virtio;
 
 /// The guest's memory.

@@ -79,8 +79,8 @@ impl Inheritance {
         let device = |path: &str| {
             OpenOptions::new().read(true).write(true).open(path).with_context(|| format!("open {path}"))
         };
-        let monitor = File::open(&options.monitor)
-            .with_context(|| format!("open {}", options.monitor.display()))?;
+        let monitor =
+            File::open(&options.monitor).with_context(|| format!("open {}", options.monitor.display()))?;
         Ok(Self { control, ended, kvm: device("/dev/kvm")?, null: device("/dev/null")?, monitor })
     }
 }
@@ -181,7 +181,9 @@ fn put(fd: &OwnedFd, place: i32) -> Result<()> {
 #[allow(unsafe_code)]
 fn close_others_on_exec() -> std::io::Result<()> {
     for entry in std::fs::read_dir("/proc/self/fd")? {
-        let Some(fd) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Some(fd) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
         if fd > KVM_FD {
             // SAFETY: it is open, as it is listed, and nobody closes it meanwhile: there is one thread.
             let fd = unsafe { BorrowedFd::borrow_raw(fd) };

@@ -1,0 +1,102 @@
+//! Filtered threads, and what happens to them when they are made to do something else: the process is
+//! ended by SIGSYS. Each attempt is a process of its own, this test program started again.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus};
+
+use vmm::seccomp::{ThreadKind, filter};
+
+const KIND: &str = "SECCOMP_TEST_KIND";
+const ATTEMPT: &str = "SECCOMP_TEST_ATTEMPT";
+const SIGSYS: i32 = 31;
+
+/// What code that has taken over a thread would like to do.
+fn attempt(name: &str) {
+    match name {
+        "nothing" => {}
+        "open" => drop(std::fs::File::open("/etc/passwd")),
+        "exec" => drop(Command::new("/bin/true").status()),
+        "socket" => drop(std::net::UdpSocket::bind("127.0.0.1:0")),
+        "connect" => drop(std::os::unix::net::UnixStream::connect("/run/docker.sock")),
+        "kill" => drop(nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), None)),
+        "ptrace" => drop(nix::sys::prctl::set_dumpable(true)),
+        "mount" => {
+            let none: Option<&str> = None;
+            let _ = nix::mount::mount(none, "/", none, nix::mount::MsFlags::MS_PRIVATE, none);
+        }
+        "unshare" => drop(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER)),
+        "setuid" => drop(nix::unistd::setuid(nix::unistd::Uid::from_raw(0))),
+        "chroot" => drop(nix::unistd::chroot("/")),
+        "executable memory" => executable_memory(),
+        "thread" => drop(std::thread::spawn(|| ()).join()),
+        other => panic!("unknown attempt {other}"),
+    }
+}
+
+#[allow(unsafe_code)]
+fn executable_memory() {
+    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+    // SAFETY: a new mapping at a place the kernel chooses touches no memory of ours.
+    let _ = unsafe {
+        mmap_anonymous(std::ptr::null_mut(), 4096, ProtFlags::EXEC | ProtFlags::WRITE, MapFlags::PRIVATE)
+    };
+}
+
+/// Not a test by itself: the process that [`end_of`] starts.
+#[test]
+fn child() {
+    let (Ok(kind), Ok(name)) = (std::env::var(KIND), std::env::var(ATTEMPT)) else { return };
+    let kind = match kind.as_str() {
+        "Main" => ThreadKind::Main,
+        "Device" => ThreadKind::Device,
+        _ => ThreadKind::Vcpu,
+    };
+    rustix::thread::set_no_new_privs(true).unwrap();
+    filter(kind).unwrap();
+    attempt(&name);
+    // Past the test harness, which is not filtered code.
+    std::process::exit(0);
+}
+
+fn end_of(kind: ThreadKind, attempt: &str) -> ExitStatus {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child", "--nocapture"])
+        .env(KIND, format!("{kind:?}"))
+        .env(ATTEMPT, attempt)
+        .output()
+        .unwrap()
+        .status
+}
+
+#[test]
+fn what_is_forbidden_ends_the_process() {
+    for kind in [ThreadKind::Main, ThreadKind::Device, ThreadKind::Vcpu] {
+        for attempt in [
+            "open",
+            "exec",
+            "socket",
+            "connect",
+            "kill",
+            "ptrace",
+            "mount",
+            "unshare",
+            "setuid",
+            "chroot",
+            "executable memory",
+        ] {
+            let status = end_of(kind, attempt);
+            assert_eq!(status.signal(), Some(SIGSYS), "{kind:?}: {attempt}: {status}");
+        }
+    }
+    for kind in [ThreadKind::Device, ThreadKind::Vcpu] {
+        assert_eq!(end_of(kind, "thread").signal(), Some(SIGSYS), "{kind:?} starts no threads");
+    }
+}
+
+#[test]
+fn what_is_allowed_is_possible() {
+    for kind in [ThreadKind::Main, ThreadKind::Device, ThreadKind::Vcpu] {
+        assert_eq!(end_of(kind, "nothing").code(), Some(0), "{kind:?}");
+    }
+    assert_eq!(end_of(ThreadKind::Main, "thread").code(), Some(0));
+}
