@@ -241,7 +241,7 @@ impl Cgroup {
     pub fn remove(&self) -> bool {
         let mut is_gone = true;
         for dir in &self.dirs {
-            is_gone &= match fs::remove_dir(dir) {
+            is_gone &= match remove_group(dir) {
                 Err(error) => error.kind() == ErrorKind::NotFound,
                 Ok(()) => true,
             };
@@ -267,6 +267,20 @@ impl Stay {
 fn cpu_weight(shares: u32) -> u64 {
     let shares = u64::from(shares).clamp(2, 262_144);
     1 + (shares - 2) * 9999 / 262_142
+}
+
+/// Removes a group, and those in it, which a privileged container may have made.
+fn remove_group(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir(dir) {
+        Err(error) if error.kind() == ErrorKind::ResourceBusy => {}
+        other => return other,
+    }
+    for entry in fs::read_dir(dir)?.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_group(&entry.path())?;
+        }
+    }
+    fs::remove_dir(dir)
 }
 
 /// Moves this process, by the number that stands for the writer.

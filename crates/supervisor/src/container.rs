@@ -1,6 +1,6 @@
 //! One container: what is prepared once for all its runs, and starting a run with libcontainer.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, Permissions};
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -13,20 +13,22 @@ use anyhow::{Context, Result, bail};
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use model::sandbox::{SandboxContainer, SandboxSpec};
+use model::spec::ContainerSpec;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::unistd::Pid;
 use oci_spec::runtime::Capability;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::cgroup::Cgroup;
+use crate::devices::{self, Device};
 use crate::exec::Inside;
 use crate::executor::{Launch, START_FAILURE};
 use crate::image_user::{self, ImageUser};
 use crate::oci::{self, Bind, Blueprint};
-use crate::sandbox::{Sandbox, protect_from_oom};
+use crate::sandbox::{Sandbox, USERNS_PATH, protect_from_oom};
 use crate::seccomp::Filter;
 use crate::volumes::Volume;
-use crate::{capabilities, etc_files, process, rootfs};
+use crate::{capabilities, etc_files, guest, parameters, process, rootfs};
 
 /// libcontainer's records.
 const RECORDS: &str = "/run/containers";
@@ -88,6 +90,9 @@ pub struct Prepared {
     working_directory: PathBuf,
     user: ImageUser,
     filter: Rc<Filter>,
+    devices: Vec<Device>,
+    /// Kernel parameters of the container's own namespaces.
+    parameters: HashMap<String, String>,
     cgroups_path: String,
     pub cgroup: Cgroup,
 }
@@ -122,7 +127,10 @@ impl Builder<'_> {
         let container = &self.task.containers[index];
         let definition = &container.spec;
         let key = format!("c{index}");
-        let rootfs = rootfs::assemble(&key, &container.layers, self.sandbox)?;
+        let is_microvm = self.sandbox.is_microvm();
+        let devices = devices::of(definition, is_microvm)?;
+        let parameters = parameters::of_container(definition, is_microvm)?;
+        let rootfs = rootfs::assemble(&key, &container.layers, self.sandbox, definition.privileged)?;
         let name =
             definition.user.as_deref().filter(|user| !user.is_empty()).unwrap_or(&container.image.user);
         let user = image_user::resolve(&rootfs, name)?;
@@ -136,9 +144,10 @@ impl Builder<'_> {
             rootfs::make_dir_in_root(&rootfs, &working_directory, self.sandbox.uid_base)?;
         }
         let capabilities = capabilities::bounding_set(definition)?;
-        let filter = if definition.linux.add_capabilities.is_empty()
+        let filter = if definition.privileged {
+            Rc::new(Filter::none())
+        } else if definition.linux.add_capabilities.is_empty()
             && definition.linux.drop_capabilities.is_empty()
-            && !definition.privileged
         {
             Rc::clone(self.default_filter)
         } else {
@@ -166,7 +175,11 @@ impl Builder<'_> {
             });
         }
         let home = user.home.to_string_lossy().into_owned();
-        let parent = self.task.cgroup_parent.as_deref().unwrap_or("").trim_end_matches('/');
+        let parent = match &self.task.cgroup_parent {
+            _ if is_microvm => guest::cgroups::TASK,
+            Some(parent) => parent.trim_end_matches('/'),
+            None => "",
+        };
         let cgroups_path = format!("{parent}/{}", cgroup_name(&definition.name));
         Ok(Prepared {
             environment: process::environment(container, &self.task.hostname, &home),
@@ -180,6 +193,8 @@ impl Builder<'_> {
             working_directory,
             user,
             filter,
+            devices,
+            parameters,
             cgroups_path,
         })
     }
@@ -335,10 +350,13 @@ impl Prepared {
             files: self.files.clone(),
             cgroups_path: self.cgroups_path.clone(),
             cgroup: &self.cgroup,
+            user_namespace: sandbox.userns().map(|_| Path::new(USERNS_PATH)),
+            parameters: self.parameters.clone(),
+            devices: &self.devices,
             pid_namespace,
             raises_oom_score: sandbox.is_oom_protected,
         })?;
-        oci::set_network_parameters(definition)?;
+        parameters::set_of_task(definition)?;
         let bundle = format!("/run/bundle-{}", self.key);
         fs::create_dir_all(&bundle)?;
         fs::create_dir_all(RECORDS)?;
@@ -418,8 +436,10 @@ impl Prepared {
     }
 
     /// What further programs in the container run with.
-    pub fn inside(&self) -> Inside {
+    pub fn inside(&self, sandbox: &Sandbox, definition: &ContainerSpec) -> Inside {
         Inside {
+            has_user_namespace: sandbox.userns().is_some(),
+            is_privileged: definition.privileged,
             user: self.user.clone(),
             environment: self.environment.clone(),
             working_directory: self.working_directory.clone(),

@@ -22,6 +22,8 @@ use crate::sys;
 /// What a program in a container runs with: the same as the container's own process.
 #[derive(Clone)]
 pub struct Inside {
+    pub has_user_namespace: bool,
+    pub is_privileged: bool,
     pub user: ImageUser,
     pub environment: Vec<String>,
     pub working_directory: std::path::PathBuf,
@@ -44,7 +46,7 @@ pub fn start(container: Pid, context: &Inside, arguments: &[String], dev_null: &
     let Some(middle) = sys::fork()? else {
         // The PID namespace is entered by children only, hence the second fork. Its child is left
         // to the supervisor by the end of this process.
-        let child = join(&pidfd, &context.cgroup).and_then(|()| Ok(sys::fork()?));
+        let child = join(&pidfd, context).and_then(|()| Ok(sys::fork()?));
         let code = match child {
             Ok(Some(child)) => {
                 let _ = rustix::io::write(&pid_write, &child.as_raw().to_ne_bytes());
@@ -72,13 +74,15 @@ pub fn start(container: Pid, context: &Inside, arguments: &[String], dev_null: &
     Ok(Pid::from_raw(i32::from_ne_bytes(bytes)))
 }
 
-fn join(container: &impl AsFd, cgroup: &Cgroup) -> Result<()> {
+fn join(container: &impl AsFd, context: &Inside) -> Result<()> {
     // While this process may still write there.
     let _ = fs::write("/proc/self/oom_score_adj", b"0");
-    cgroup.join()?;
+    context.cgroup.join()?;
     // Not the container's root only knows this process's memory as long as it is not dumpable.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
-    let all = CloneFlags::CLONE_NEWUSER
+    // A process cannot join the user namespace that it is in.
+    let user = if context.has_user_namespace { CloneFlags::CLONE_NEWUSER } else { CloneFlags::empty() };
+    let all = user
         | CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWNET
@@ -105,7 +109,9 @@ fn drop_everything(context: &Inside, dev_null: &File) -> Result<()> {
         sys::dup_onto(dev_null, descriptor)?;
     }
     sys::close_on_exec_from_3();
-    rustix::thread::set_no_new_privs(true)?;
+    if !context.is_privileged {
+        rustix::thread::set_no_new_privs(true)?;
+    }
     let user = &context.user;
     let groups: Vec<Gid> = user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
     setgroups(&groups).context("setgroups")?;

@@ -1,19 +1,119 @@
 //! The agent's connection: frames in, frames out, one connection at a time.
 
+use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use model::sandbox::{FromSupervisor, MAX_FRAME, ToSupervisor};
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::libc::{VMADDR_CID_ANY, VMADDR_CID_HOST};
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, getpeername, getsockopt, listen, socket,
+};
+use rustix::net::{SocketFlags, accept_with};
 
 /// Log batches wait while this many bytes are not sent: a slow agent must not grow our memory.
 const OUTPUT_LIMIT: usize = 256 * 1024;
 const READ_SIZE: usize = 64 * 1024;
 
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 16;
+
+/// Where the agent connects to.
+pub struct Listener {
+    socket: OwnedFd,
+    /// The port of a microVM's socket; a container sandbox's is a Unix socket.
+    vsock_port: Option<u32>,
+}
+
+impl Listener {
+    /// Takes connections of processes of our own user.
+    pub fn unix(listener: UnixListener) -> Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self { socket: listener.into(), vsock_port: None })
+    }
+
+    /// Takes connections of the machine's host to a port of this machine (vsock(7)).
+    ///
+    /// # Errors
+    /// The kernel has no vsock, or the port is taken.
+    pub fn vsock(port: u32) -> Result<Self> {
+        let listener = Self { socket: vsock_socket()?, vsock_port: Some(port) };
+        listener.begin_vsock(port)?;
+        Ok(listener)
+    }
+
+    fn begin_vsock(&self, port: u32) -> Result<()> {
+        bind(self.socket.as_raw_fd(), &VsockAddr::new(VMADDR_CID_ANY, port))
+            .and_then(|()| listen(&self.socket, Backlog::new(BACKLOG)?))
+            .with_context(|| format!("listen on vsock port {port}"))
+    }
+
+    /// Listens anew, where that is possible, with another socket, which nobody watches yet. Whether
+    /// it was possible.
+    ///
+    /// # Errors
+    /// The port cannot be had again.
+    pub fn renew(&mut self) -> Result<bool> {
+        let Some(port) = self.vsock_port else { return Ok(false) };
+        // The old one is closed by this, which frees the port.
+        self.socket = vsock_socket()?;
+        self.begin_vsock(port).map(|()| true)
+    }
+
+    /// Takes a connection; `None` when there is none (any more).
+    ///
+    /// # Errors
+    /// The listener does not work.
+    pub fn accept(&self) -> rustix::io::Result<Option<Connection>> {
+        use rustix::io::Errno;
+        let stream = match accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            Ok(stream) => stream,
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return Ok(None),
+            Err(errno) => return Err(errno),
+        };
+        match self.check_peer(&stream) {
+            Ok(()) => Ok(Some(Connection::new(stream))),
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "connection refused");
+                Ok(None)
+            }
+        }
+    }
+
+    fn check_peer(&self, stream: &OwnedFd) -> Result<()> {
+        if self.vsock_port.is_some() {
+            // A process of the machine itself is as good as any of its containers.
+            let peer: VsockAddr = getpeername(stream.as_raw_fd())?;
+            if peer.cid() != VMADDR_CID_HOST {
+                bail!("the peer is the machine {}", peer.cid());
+            }
+        } else {
+            let peer = getsockopt(stream, PeerCredentials)?;
+            if peer.uid() != nix::unistd::geteuid().as_raw() {
+                bail!("the peer is of user {}", peer.uid());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn vsock_socket() -> Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    socket(AddressFamily::Vsock, SockType::Stream, flags, None).context("open a vsock socket")
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
 /// A connection of the agent.
 pub struct Connection {
-    pub stream: UnixStream,
+    pub stream: File,
     input: Vec<u8>,
     output: Vec<u8>,
     /// How much of `output` is sent.
@@ -21,17 +121,9 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Takes a connection from a process of our own user.
-    ///
-    /// # Errors
-    /// The peer is another user.
-    pub fn new(stream: UnixStream) -> Result<Self> {
-        stream.set_nonblocking(true)?;
-        let peer = getsockopt(&stream, PeerCredentials)?;
-        if peer.uid() != nix::unistd::geteuid().as_raw() {
-            bail!("connection of user {} refused", peer.uid());
-        }
-        Ok(Self { stream, input: Vec::new(), output: Vec::new(), sent: 0 })
+    /// Of a stream socket that does not block.
+    fn new(stream: OwnedFd) -> Self {
+        Self { stream: stream.into(), input: Vec::new(), output: Vec::new(), sent: 0 }
     }
 
     /// Reads what has come.
@@ -130,6 +222,13 @@ fn next_frame(input: &[u8]) -> Result<Option<&[u8]>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::net::UnixStream;
+
+    fn pair() -> (UnixStream, Connection) {
+        let (agent, stream) = UnixStream::pair().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        (agent, Connection::new(stream.into()))
+    }
 
     fn frame(text: &str) -> Vec<u8> {
         let mut frame = u32::try_from(text.len()).unwrap().to_be_bytes().to_vec();
@@ -139,8 +238,7 @@ mod tests {
 
     #[test]
     fn frames_in_pieces_and_malformed() {
-        let (mut agent, stream) = UnixStream::pair().unwrap();
-        let mut connection = Connection::new(stream).unwrap();
+        let (mut agent, mut connection) = pair();
         let release = frame(r#"{"type":"release"}"#);
         agent.write_all(&release[..7]).unwrap();
         assert!(connection.receive().unwrap().is_empty());
@@ -154,8 +252,7 @@ mod tests {
 
     #[test]
     fn too_long_frames_are_refused_before_they_are_read() {
-        let (mut agent, stream) = UnixStream::pair().unwrap();
-        let mut connection = Connection::new(stream).unwrap();
+        let (mut agent, mut connection) = pair();
         agent.write_all(&u32::MAX.to_be_bytes()).unwrap();
         assert!(connection.receive().is_err());
     }

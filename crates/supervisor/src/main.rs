@@ -3,6 +3,7 @@
 //! ```text
 //! coracle-supervisor sandbox --dir DIR --uid-base N [--scratch FILE]
 //! coracle-supervisor init -- PROGRAM…        (inside a container)
+//! /init                                      (the first process of a microVM)
 //! ```
 //!
 //! It has one thread, always: it forks, and libcontainer forks, and a forked process of several
@@ -11,17 +12,21 @@
 mod capabilities;
 mod cgroup;
 mod container;
+mod devices;
 mod etc_files;
 mod exec;
 mod executor;
+mod guest;
 mod health;
 mod image_user;
 mod init;
 mod link;
 mod logs;
 mod member;
+mod netlink;
 mod oci;
 mod order;
+mod parameters;
 mod pause;
 mod poller;
 mod process;
@@ -48,6 +53,10 @@ const USAGE: &str = "usage: coracle-supervisor sandbox --dir DIR --uid-base N [-
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    // Whatever the kernel's command line has left for it.
+    if guest::is_first_process() {
+        guest::run();
+    }
     let result = match words[..] {
         ["init", "--", _, ..] => {
             return ExitCode::from(u8::try_from(init::run(&arguments[2..]) & 0xff).unwrap_or(255));

@@ -15,8 +15,9 @@ use oci_spec::runtime::{
 };
 
 use crate::cgroup::Cgroup;
+use crate::devices::Device;
 use crate::image_user::ImageUser;
-use crate::sandbox::{NETNS_PATH, USERNS_PATH};
+use crate::sandbox::NETNS_PATH;
 
 const DEFAULT_SHM_MIB: u32 = 64;
 /// "ulimits" in the ECS developer guide: Fargate's soft and hard limit of open files.
@@ -64,6 +65,12 @@ pub struct Blueprint<'a> {
     pub files: Vec<Bind>,
     pub cgroups_path: String,
     pub cgroup: &'a Cgroup,
+    /// The task's user namespace, if it has one.
+    pub user_namespace: Option<&'a Path>,
+    /// Kernel parameters of the container's own namespaces.
+    pub parameters: HashMap<String, String>,
+    /// Beside the usual ones.
+    pub devices: &'a [Device],
     /// A PID namespace to join instead of a new one.
     pub pid_namespace: Option<&'a Path>,
     /// Whether the supervisor's out-of-memory score is low, and the container's must not be.
@@ -73,8 +80,7 @@ pub struct Blueprint<'a> {
 /// Builds the specification.
 ///
 /// # Errors
-/// A value of the definition cannot be expressed, such as an unknown limit or a kernel parameter
-/// that is not the task's own.
+/// A value of the definition cannot be expressed, such as an unknown limit.
 pub fn spec(blueprint: &Blueprint) -> Result<Spec> {
     let definition = blueprint.spec;
     let mut process = ProcessBuilder::default()
@@ -91,18 +97,18 @@ pub fn spec(blueprint: &Blueprint) -> Result<Spec> {
         .cwd(&blueprint.working_directory)
         .capabilities(capabilities(blueprint)?)
         .rlimits(limits(definition)?)
-        .no_new_privileges(true)
+        .no_new_privileges(!definition.privileged)
         .build()?;
     if blueprint.raises_oom_score {
         process.set_oom_score_adj(Some(0));
     }
-    let sysctls = sysctls(definition)?;
     let privileged = definition.privileged;
     let strings = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
     let mut linux = LinuxBuilder::default()
         .namespaces(namespaces(blueprint)?)
         .cgroups_path(&blueprint.cgroups_path)
-        .sysctl(sysctls)
+        .sysctl(blueprint.parameters.clone())
+        .devices(blueprint.devices.iter().map(|device| device.node.clone()).collect::<Vec<_>>())
         .masked_paths(strings(if privileged { &[] } else { MASKED }))
         .readonly_paths(strings(if privileged { &[] } else { READONLY }))
         .build()?;
@@ -139,8 +145,7 @@ fn capabilities(blueprint: &Blueprint) -> Result<oci_spec::runtime::LinuxCapabil
 fn namespaces(blueprint: &Blueprint) -> Result<Vec<LinuxNamespace>> {
     let join = |kind, path: &Path| LinuxNamespaceBuilder::default().typ(kind).path(path).build();
     let new = |kind| LinuxNamespaceBuilder::default().typ(kind).build();
-    Ok(vec![
-        join(LinuxNamespaceType::User, Path::new(USERNS_PATH))?,
+    let mut namespaces = vec![
         join(LinuxNamespaceType::Network, Path::new(NETNS_PATH))?,
         match blueprint.pid_namespace {
             Some(path) => join(LinuxNamespaceType::Pid, path)?,
@@ -150,44 +155,11 @@ fn namespaces(blueprint: &Blueprint) -> Result<Vec<LinuxNamespace>> {
         new(LinuxNamespaceType::Ipc)?,
         new(LinuxNamespaceType::Uts)?,
         new(LinuxNamespaceType::Cgroup)?,
-    ])
-}
-
-/// Whether a kernel parameter belongs to a namespace of the task or the container.
-fn is_namespaced(name: &str) -> bool {
-    name.starts_with("net.")
-        || name.starts_with("fs.mqueue.")
-        || matches!(
-            name,
-            "kernel.msgmax"
-                | "kernel.msgmnb"
-                | "kernel.msgmni"
-                | "kernel.sem"
-                | "kernel.shmall"
-                | "kernel.shmmax"
-                | "kernel.shmmni"
-                | "kernel.shm_rmid_forced"
-        )
-}
-
-/// The kernel parameters of the container's own namespaces.
-fn sysctls(definition: &ContainerSpec) -> Result<HashMap<String, String>> {
-    for (name, _) in &definition.sysctls {
-        if !is_namespaced(name) || name.contains('/') || name.contains("..") {
-            bail!("sysctl {name:?} is not in a separate kernel namespace");
-        }
+    ];
+    if let Some(path) = blueprint.user_namespace {
+        namespaces.insert(0, join(LinuxNamespaceType::User, path)?);
     }
-    Ok(definition.sysctls.iter().filter(|(name, _)| !name.starts_with("net.")).cloned().collect())
-}
-
-/// Sets the kernel parameters of the task's network namespace, which the supervisor shares: what
-/// libcontainer takes for the host's.
-pub fn set_network_parameters(definition: &ContainerSpec) -> Result<()> {
-    for (name, value) in definition.sysctls.iter().filter(|(name, _)| name.starts_with("net.")) {
-        let path = format!("/proc/sys/{}", name.replace('.', "/"));
-        std::fs::write(path, value).with_context(|| format!("sysctl {name}={value}"))?;
-    }
-    Ok(())
+    Ok(namespaces)
 }
 
 fn limits(definition: &ContainerSpec) -> Result<Vec<PosixRlimit>> {
@@ -277,6 +249,7 @@ fn mounts(blueprint: &Blueprint) -> Result<Vec<Mount>> {
     let definition = blueprint.spec;
     let shm_mib = definition.linux.shared_memory_mib.filter(|mib| *mib > 0).unwrap_or(DEFAULT_SHM_MIB);
     let shm = format!("size={}k", u64::from(shm_mib) * 1024);
+    let access = access_to_kernel(definition);
     let mut mounts = vec![
         kernel("proc", "/proc", &["nosuid", "noexec", "nodev"])?,
         kernel("tmpfs", "/dev", &["nosuid", "strictatime", "mode=755", "size=65536k"])?,
@@ -285,7 +258,7 @@ fn mounts(blueprint: &Blueprint) -> Result<Vec<Mount>> {
             "/dev/pts",
             &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         )?,
-        kernel("sysfs", "/sys", &["nosuid", "noexec", "nodev", "ro"])?,
+        kernel("sysfs", "/sys", &["nosuid", "noexec", "nodev", access])?,
         kernel("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"])?,
     ];
     mounts.extend(cgroup_mounts(blueprint)?);
@@ -310,9 +283,14 @@ fn mounts(blueprint: &Blueprint) -> Result<Vec<Mount>> {
     Ok(mounts)
 }
 
-/// The container's own control group, read-only.
+/// How a container has sysfs and its control group.
+fn access_to_kernel(definition: &ContainerSpec) -> &'static str {
+    if definition.privileged { "rw" } else { "ro" }
+}
+
+/// The container's own control group.
 fn cgroup_mounts(blueprint: &Blueprint) -> Result<Vec<Mount>> {
-    let flags = ["nosuid", "noexec", "nodev", "ro"];
+    let flags = ["nosuid", "noexec", "nodev", access_to_kernel(blueprint.spec)];
     let views = blueprint.cgroup.views();
     if views.is_empty() {
         return Ok(vec![kernel("cgroup", "/sys/fs/cgroup", &flags)?]);
@@ -393,24 +371,6 @@ mod tests {
     use super::*;
     use crate::process::tests::container;
     use model::spec::Ulimit;
-
-    #[test]
-    fn only_namespaced_kernel_parameters() {
-        let mut definition = container().spec;
-        for (name, allowed) in [
-            ("net.core.somaxconn", true),
-            ("kernel.shmmax", true),
-            ("fs.mqueue.msg_max", true),
-            ("kernel.core_pattern", false),
-            ("kernel.shm_next_id", false),
-            ("vm.overcommit_memory", false),
-            ("net./../kernel/core_pattern", false),
-            ("net...kernel.core_pattern", false),
-        ] {
-            definition.sysctls = vec![(name.to_owned(), "1".to_owned())];
-            assert_eq!(sysctls(&definition).is_ok(), allowed, "{name}");
-        }
-    }
 
     #[test]
     fn limits_of_the_definition_replace_defaults() {

@@ -20,7 +20,7 @@ const PIDNS_PATH: &str = "/ns/pid";
 ///
 /// # Errors
 /// The kernel refuses one of the namespaces.
-pub fn share_pid_namespace(userns: &OwnedFd) -> Result<PathBuf> {
+pub fn share_pid_namespace(userns: Option<&OwnedFd>) -> Result<PathBuf> {
     const NONE: Option<&str> = None;
     let (pid_read, pid_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let Some(middle) = sys::fork()? else {
@@ -52,9 +52,11 @@ pub fn share_pid_namespace(userns: &OwnedFd) -> Result<PathBuf> {
     Ok(PIDNS_PATH.into())
 }
 
-fn enter(userns: &OwnedFd) -> Result<()> {
+fn enter(userns: Option<&OwnedFd>) -> Result<()> {
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
-    setns(userns, CloneFlags::CLONE_NEWUSER).context("enter the user namespace")?;
+    if let Some(userns) = userns {
+        setns(userns, CloneFlags::CLONE_NEWUSER).context("enter the user namespace")?;
+    }
     unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS).context("unshare")?;
     Ok(())
 }

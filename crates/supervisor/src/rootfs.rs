@@ -3,9 +3,9 @@
 //! Layers are stored with the ids of the image (0 to 65535). Each is mounted with its ids shifted
 //! into the task's user namespace, so that one copy on the host serves all tasks and no task can
 //! touch it with the host's ids. What a task writes is on its disk, with the ids of its namespace.
+//! In a microVM each layer is an EROFS file system on a disk of the machine's, and ids are as they are.
 
 use std::fs::{self, File};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 
@@ -14,18 +14,19 @@ use model::sandbox::Layer;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, mkdirat, openat2};
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Place, Sandbox};
 use crate::scratch::{DISK, attach_at, shifted_clone};
 
 /// Overlayfs takes 500 layers, the page that holds its options fewer. Docker's limit is 127.
 const MAX_LAYERS: usize = 127;
 
-/// Mounts the root file system of the container known as `key` and returns where.
+/// Mounts the root file system of the container known as `key` and returns where. `has_devices`:
+/// device nodes in it can be opened.
 ///
 /// # Errors
 /// A layer is missing, there are more than 127, or the kernel cannot shift ids of the layers'
 /// file system or put overlayfs on top (Linux 5.19 can).
-pub fn assemble(key: &str, layers: &[Layer], sandbox: &Sandbox) -> Result<PathBuf> {
+pub fn assemble(key: &str, layers: &[Layer], sandbox: &Sandbox, has_devices: bool) -> Result<PathBuf> {
     if layers.is_empty() {
         bail!("the image has no layers");
     }
@@ -38,8 +39,9 @@ pub fn assemble(key: &str, layers: &[Layer], sandbox: &Sandbox) -> Result<PathBu
         chown(&path, Some(sandbox.uid_base), Some(sandbox.uid_base))?;
     }
     let mut attached = Vec::with_capacity(layers.len());
-    let result =
-        attach_layers(layers, &sandbox.userns, &mut attached).and_then(|()| mount_overlay(key, &attached));
+    let flags = if has_devices { MsFlags::empty() } else { MsFlags::MS_NODEV };
+    let result = attach_layers(layers, sandbox, flags, &mut attached)
+        .and_then(|()| mount_overlay(key, &attached, flags));
     // The overlay holds its own references; these only made the layers nameable.
     for path in &attached {
         let _ = umount2(path.as_str(), MntFlags::MNT_DETACH);
@@ -48,21 +50,35 @@ pub fn assemble(key: &str, layers: &[Layer], sandbox: &Sandbox) -> Result<PathBu
     result
 }
 
-fn attach_layers(layers: &[Layer], userns: &OwnedFd, attached: &mut Vec<String>) -> Result<()> {
+fn attach_layers(
+    layers: &[Layer],
+    sandbox: &Sandbox,
+    flags: MsFlags,
+    attached: &mut Vec<String>,
+) -> Result<()> {
     for (index, layer) in layers.iter().enumerate() {
-        let Layer::Directory { path: layer } = layer else {
-            bail!("a container sandbox has no disks of layers")
-        };
-        let tree = shifted_clone(layer, userns)?;
         let path = format!("/layer/{index}");
         fs::create_dir_all(&path)?;
-        attach_at(&tree, &path)?;
+        match (&sandbox.place, layer) {
+            (Place::Container { userns, .. }, Layer::Directory { path: layer }) => {
+                attach_at(&shifted_clone(layer, userns)?, &path)?;
+            }
+            (Place::Container { .. }, Layer::Extent { .. }) => {
+                bail!("a container sandbox has no disk of layers")
+            }
+            (Place::Microvm(guest), layer) => {
+                let device = guest.layer_device(layer)?;
+                let flags = flags | MsFlags::MS_RDONLY | MsFlags::MS_NOATIME;
+                mount(Some(&device), path.as_str(), Some("erofs"), flags, None::<&str>)
+                    .with_context(|| format!("mount the layer {}", device.display()))?;
+            }
+        }
         attached.push(path);
     }
     Ok(())
 }
 
-fn mount_overlay(key: &str, attached: &[String]) -> Result<PathBuf> {
+fn mount_overlay(key: &str, attached: &[String], flags: MsFlags) -> Result<PathBuf> {
     let target = PathBuf::from(format!("/rootfs/{key}"));
     fs::create_dir_all(&target)?;
     let lower = attached.iter().rev().map(String::as_str).collect::<Vec<_>>().join(":");
@@ -72,7 +88,7 @@ fn mount_overlay(key: &str, attached: &[String]) -> Result<PathBuf> {
         "lowerdir={lower},upperdir={DISK}/upper/{key},workdir={DISK}/work/{key},\
          redirect_dir=nofollow,metacopy=off,index=off,xino=off,volatile"
     );
-    mount(Some("overlay"), &target, Some("overlay"), MsFlags::MS_NODEV, Some(options.as_str()))
+    mount(Some("overlay"), &target, Some("overlay"), flags, Some(options.as_str()))
         .context("mount the root file system (overlayfs on id-mapped layers needs Linux 5.19)")?;
     Ok(target)
 }

@@ -21,6 +21,8 @@
 //! /run        libcontainer's records
 //! ```
 //!
+//! In a microVM the tree is the same (`guest/boot.rs`), without `/host` and namespaces for users.
+//!
 //! When the supervisor dies, the kernel kills everything in the PID namespace, and with the last
 //! process the mount namespace and all these mounts go.
 
@@ -41,6 +43,8 @@ use rustix::fs::{Mode as FileMode, OFlags, ResolveFlags, open, openat, openat2, 
 use serde::Serialize;
 
 use crate::cgroup::{self, UNIFIED_ROOT};
+use crate::guest::Guest;
+use crate::link::Listener;
 use crate::scratch::Scratch;
 use crate::sys;
 use crate::trace::BoundedLog;
@@ -101,20 +105,31 @@ struct SupervisorRecord {
     version: &'static str,
 }
 
-/// The place a supervisor runs in.
+/// What a supervisor has around it.
 pub struct Sandbox {
+    pub place: Place,
+    /// The id, here, of the containers' root user.
     pub uid_base: u32,
-    /// The sandbox's directory on the host.
+    /// The sandbox's directory on the host; in a microVM one of its own.
     pub dir: OwnedFd,
-    /// The host's `/proc`, to learn host pids.
-    pub host_proc: OwnedFd,
-    /// The task's user namespace.
-    pub userns: OwnedFd,
-    pub listener: UnixListener,
+    pub listener: Listener,
     pub dev_null: File,
     pub scratch: Option<Scratch>,
     /// Whether the supervisor's out-of-memory score is lowered, and children's must be raised.
     pub is_oom_protected: bool,
+}
+
+/// What is between the task and the host.
+pub enum Place {
+    /// Namespaces.
+    Container {
+        /// The host's `/proc`, to learn host pids.
+        host_proc: OwnedFd,
+        /// The task's user namespace.
+        userns: OwnedFd,
+    },
+    /// A kernel of the task's own.
+    Microvm(Guest),
 }
 
 /// How a new supervisor tells its launcher how it went.
@@ -228,8 +243,15 @@ fn build(options: &SandboxOptions, path: &Path, dir: OwnedFd) -> Result<Sandbox>
     // A panic's message is the only thing that goes to standard error.
     sys::dup_onto(&log, 2)?;
     let _ = tracing::subscriber::set_global_default(BoundedLog::new(log));
-    let uid_base = options.uid_base;
-    Ok(Sandbox { uid_base, dir, host_proc, userns, listener, dev_null, scratch, is_oom_protected })
+    Ok(Sandbox {
+        place: Place::Container { host_proc, userns },
+        uid_base: options.uid_base,
+        dir,
+        listener,
+        dev_null,
+        scratch,
+        is_oom_protected,
+    })
 }
 
 /// The kernel shall rather kill a container than the process that can say why. Not every host lets
@@ -249,7 +271,7 @@ fn open_log(dir: &Path) -> Result<File> {
 
 /// Only an unprivileged process's limits can be raised in a user namespace, so ours are the
 /// highest that a container can be given. The soft limits that matter to ourselves stay.
-fn raise_limits() {
+pub fn raise_limits() {
     let infinity = nix::libc::RLIM_INFINITY;
     for resource in [
         Resource::RLIMIT_AS,
@@ -278,7 +300,7 @@ fn raise_limits() {
     let _ = setrlimit(Resource::RLIMIT_NOFILE, 4096, most_files);
 }
 
-fn listen(dir: &OwnedFd) -> Result<UnixListener> {
+fn listen(dir: &OwnedFd) -> Result<Listener> {
     // Through the descriptor, because a socket address holds 108 bytes and DIR may be longer.
     let path = format!("/proc/self/fd/{}/supervisor.sock", dir.as_raw_fd());
     match fs::remove_file(&path) {
@@ -288,9 +310,7 @@ fn listen(dir: &OwnedFd) -> Result<UnixListener> {
     let old = nix::sys::stat::umask(Mode::from_bits_truncate(0o177));
     let listener = UnixListener::bind(&path).context("bind supervisor.sock");
     nix::sys::stat::umask(old);
-    let listener = listener?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+    Listener::unix(listener?)
 }
 
 /// Replaces the root of this mount namespace by a tmpfs, with the host's tree in `/host`.
@@ -304,6 +324,19 @@ fn enter_private_root(mount_point: &Path) -> Result<()> {
     mount(Some("sandbox"), mount_point, Some("tmpfs"), MsFlags::MS_NOSUID, options)
         .context("mount the root")?;
     std::env::set_current_dir(mount_point)?;
+    make_tree()?;
+    pivot_root(".", "host").context("pivot_root")?;
+    std::env::set_current_dir("/")?;
+
+    let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("proc"), "/proc", Some("proc"), quiet, NONE).context("mount /proc")?;
+    mount(Some("/host/sys"), "/sys", NONE, MsFlags::MS_BIND, NONE).context("bind /sys")?;
+    bind_cgroups()?;
+    detach_kernel_file_systems()
+}
+
+/// Makes the directories of a sandbox's root in the current one.
+pub fn make_tree() -> Result<()> {
     for (name, mode) in [
         ("proc", 0o755),
         ("sys", 0o755),
@@ -316,17 +349,11 @@ fn enter_private_root(mount_point: &Path) -> Result<()> {
         ("rootfs", 0o755),
         ("run", 0o700),
     ] {
-        fs::create_dir(name)?;
-        fs::set_permissions(name, Permissions::from_mode(mode))?;
+        fs::create_dir(name)
+            .and_then(|()| fs::set_permissions(name, Permissions::from_mode(mode)))
+            .with_context(|| format!("make /{name}"))?;
     }
-    pivot_root(".", "host").context("pivot_root")?;
-    std::env::set_current_dir("/")?;
-
-    let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("proc"), "/proc", Some("proc"), quiet, NONE).context("mount /proc")?;
-    mount(Some("/host/sys"), "/sys", NONE, MsFlags::MS_BIND, NONE).context("bind /sys")?;
-    bind_cgroups()?;
-    detach_kernel_file_systems()
+    Ok(())
 }
 
 fn bind_cgroups() -> Result<()> {
@@ -456,8 +483,22 @@ pub fn open_on_host(path: &Path, flags: OFlags) -> Result<OwnedFd> {
 }
 
 impl Sandbox {
-    /// The host's pid of a child of ours.
+    /// The task's user namespace, if it has one.
+    pub fn userns(&self) -> Option<&OwnedFd> {
+        match &self.place {
+            Place::Container { userns, .. } => Some(userns),
+            Place::Microvm(_) => None,
+        }
+    }
+
+    /// Whether the task has a kernel of its own.
+    pub fn is_microvm(&self) -> bool {
+        matches!(self.place, Place::Microvm(_))
+    }
+
+    /// The host's pid of a child of ours; the host has no such process where it is a microVM's.
     pub fn host_pid(&self, pid: Pid) -> Option<i32> {
+        let Place::Container { host_proc, .. } = &self.place else { return None };
         // The kernel prints a pidfd's pid as the reader's procfs instance numbers it, and
         // the supervisor itself is in the host's instance, too.
         let pidfd = rustix::process::pidfd_open(
@@ -467,7 +508,7 @@ impl Sandbox {
         .ok()?;
         let path = format!("self/fdinfo/{}", pidfd.as_raw_fd());
         let info =
-            openat(self.host_proc.as_fd(), path, OFlags::RDONLY | OFlags::CLOEXEC, FileMode::empty()).ok()?;
+            openat(host_proc.as_fd(), path, OFlags::RDONLY | OFlags::CLOEXEC, FileMode::empty()).ok()?;
         let mut text = String::new();
         File::from(info).read_to_string(&mut text).ok()?;
         text.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()

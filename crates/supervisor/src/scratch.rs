@@ -36,7 +36,19 @@ impl Scratch {
     /// # Errors
     /// The source is no ext4, or no loop device is free.
     pub fn mount(source: &Path) -> Result<Self> {
-        let file = File::from(open_on_host(source, OFlags::RDWR)?);
+        Self::mount_file(File::from(open_on_host(source, OFlags::RDWR)?), source)
+    }
+
+    /// Mounts a disk of this machine at [`DISK`].
+    ///
+    /// # Errors
+    /// The device holds no ext4.
+    pub fn mount_device(source: &Path) -> Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).open(source);
+        Self::mount_file(file.with_context(|| format!("open {}", source.display()))?, source)
+    }
+
+    fn mount_file(file: File, source: &Path) -> Result<Self> {
         let metadata = file.metadata()?;
         let kind = metadata.file_type();
         // Mounting opens the device again; until then these handles keep it.

@@ -29,6 +29,11 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// Lets everything through.
+    pub fn none() -> Self {
+        Self { programs: Vec::new() }
+    }
+
     /// The filter for processes with these capabilities (`CAP_…`).
     ///
     /// # Errors

@@ -85,7 +85,7 @@ impl Supervisor {
                 self.is_trimmed = true;
             }
             for source in &events {
-                self.handle(*source);
+                self.handle(*source)?;
             }
             self.advance();
             self.report();
@@ -104,10 +104,10 @@ impl Supervisor {
         timeout
     }
 
-    fn handle(&mut self, source: Source) {
+    fn handle(&mut self, source: Source) -> Result<()> {
         self.is_trimmed = false;
         match source {
-            Source::Listener => self.accept(),
+            Source::Listener => self.accept()?,
             Source::Connection => self.receive(),
             Source::Signals => {
                 while let Ok(Some(_)) = self.signals.read_signal() {}
@@ -119,28 +119,43 @@ impl Supervisor {
                 }
             }
         }
+        Ok(())
     }
 
-    fn accept(&mut self) {
-        let Ok((stream, _)) = self.sandbox.listener.accept() else { return };
-        match Connection::new(stream) {
-            Ok(connection) => {
-                // Closing the old one takes it out of the poller.
-                self.connection = None;
-                if let Err(errno) = self.poller.add(&connection.stream, Source::Connection) {
-                    tracing::error!(%errno, "connection not watched");
-                    return;
-                }
-                self.connection = Some(connection);
-                for member in self.task.iter_mut().flat_map(|task| &mut task.members) {
-                    if let Some(logs) = &mut member.logs {
-                        logs.rewind();
-                    }
-                }
-                self.send_state();
+    /// Takes a connection, in place of the one before.
+    ///
+    /// # Errors
+    /// There will be no more.
+    fn accept(&mut self) -> Result<()> {
+        let connection = match self.sandbox.listener.accept() {
+            Ok(Some(connection)) => connection,
+            Ok(None) => return Ok(()),
+            Err(errno) => {
+                tracing::error!(%errno, "connection not accepted");
+                return self.listen_anew();
             }
-            Err(error) => tracing::error!(error = format!("{error:#}"), "connection refused"),
+        };
+        // Closing the old one takes it out of the poller.
+        self.connection = None;
+        if let Err(errno) = self.poller.add(&connection.stream, Source::Connection) {
+            tracing::error!(%errno, "connection not watched");
+            return Ok(());
         }
+        self.connection = Some(connection);
+        for member in self.task.iter_mut().flat_map(|task| &mut task.members) {
+            if let Some(logs) = &mut member.logs {
+                logs.rewind();
+            }
+        }
+        self.send_state();
+        Ok(())
+    }
+
+    fn listen_anew(&mut self) -> Result<()> {
+        if self.sandbox.listener.renew()? {
+            self.poller.add(&self.sandbox.listener, Source::Listener)?;
+        }
+        Ok(())
     }
 
     fn receive(&mut self) {
@@ -295,9 +310,11 @@ impl Supervisor {
         }
     }
 
-    /// Whether this process may end. What cannot be removed in time is left to the agent.
+    /// Whether this process may end. What cannot be removed in time is left to the agent; with a
+    /// machine everything goes.
     fn is_over(&self) -> bool {
-        self.released.is_some_and(|at| self.is_clean() || at.elapsed() > RELEASE_PATIENCE)
+        self.released
+            .is_some_and(|at| self.sandbox.is_microvm() || self.is_clean() || at.elapsed() > RELEASE_PATIENCE)
     }
 
     /// Ends what still runs; whether nothing is left but this process.

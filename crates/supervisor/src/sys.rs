@@ -4,7 +4,7 @@
 
 use std::io;
 use std::mem::{size_of, zeroed};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd};
 
 use nix::libc;
 use nix::unistd::{ForkResult, Pid};
@@ -111,6 +111,81 @@ pub fn loop_configure(device: impl AsFd, backing: impl AsFd) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// `struct blkpg_partition` of `<linux/blkpg.h>`.
+#[repr(C)]
+struct BlkpgPartition {
+    start: i64,
+    length: i64,
+    number: i32,
+    device_name: [u8; 64],
+    volume_name: [u8; 64],
+}
+
+/// `struct blkpg_ioctl_arg` of `<linux/blkpg.h>`.
+#[repr(C)]
+struct BlkpgArgument {
+    operation: i32,
+    flags: i32,
+    length: i32,
+    data: *const BlkpgPartition,
+}
+
+const BLKPG: libc::c_ulong = 0x1269;
+const BLKPG_ADD_PARTITION: i32 = 1;
+
+/// Tells the kernel that a disk has a partition there; bytes. Nothing is written to the disk.
+pub fn add_partition(disk: impl AsFd, number: i32, start: i64, length: i64) -> io::Result<()> {
+    let partition = BlkpgPartition { start, length, number, device_name: [0; 64], volume_name: [0; 64] };
+    let argument = BlkpgArgument {
+        operation: BLKPG_ADD_PARTITION,
+        flags: 0,
+        length: i32::try_from(size_of::<BlkpgPartition>()).unwrap_or(0),
+        data: &raw const partition,
+    };
+    // SAFETY: `argument` and the partition it points to are valid and outlive the call, which only
+    // reads them.
+    let result = unsafe { libc::ioctl(disk.as_fd().as_raw_fd(), BLKPG as _, &raw const argument) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The most entropy that [`add_entropy`] takes at once, in bytes.
+pub const MAX_ENTROPY: usize = 512;
+
+/// `struct rand_pool_info` of `<linux/random.h>`.
+#[repr(C)]
+struct RandPoolInfo {
+    /// What the bytes are worth, in bits.
+    entropy_count: i32,
+    /// In bytes.
+    size: i32,
+    pool: [u8; MAX_ENTROPY],
+}
+
+const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+
+/// Gives bytes to the kernel's random number generator, which takes them for wholly random.
+///
+/// # Errors
+/// There are more than [`MAX_ENTROPY`], or the caller lacks CAP_SYS_ADMIN.
+pub fn add_entropy(device: impl AsFd, bytes: &[u8]) -> io::Result<()> {
+    let mut info = RandPoolInfo { entropy_count: 0, size: 0, pool: [0; MAX_ENTROPY] };
+    let pool = info.pool.get_mut(..bytes.len()).ok_or(io::ErrorKind::InvalidInput)?;
+    pool.copy_from_slice(bytes);
+    info.size = i32::try_from(bytes.len()).unwrap_or(0);
+    info.entropy_count = info.size * 8;
+    // SAFETY: `info` is a valid rand_pool_info with `size` bytes in its pool, and outlives the call.
+    let result = unsafe { libc::ioctl(device.as_fd().as_raw_fd(), RNDADDENTROPY as _, &raw const info) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Has the kernel's random number generator take a new key from what it was given.
+pub fn reseed(device: impl AsFd) -> io::Result<()> {
+    // SAFETY: RNDRESEEDCRNG takes no argument.
+    let result = unsafe { libc::ioctl(device.as_fd().as_raw_fd(), RNDRESEEDCRNG as _) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Brings up the interface `lo` of the network namespace that `socket` belongs to.
 pub fn bring_up_loopback(socket: impl AsFd) -> io::Result<()> {
     // SAFETY: ifreq is plain data, for which all zeroes are valid.
@@ -192,6 +267,18 @@ pub fn dup_onto(from: impl AsFd, to: i32) -> io::Result<()> {
     if result == to { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Makes a file the standard descriptor `to` (0, 1 or 2), which may be closed, for good.
+pub fn stay_open_as(file: std::fs::File, to: i32) -> io::Result<()> {
+    if file.as_raw_fd() == to {
+        // Not closed at the end of this function, nor by an execve.
+        let descriptor = file.into_raw_fd();
+        // SAFETY: F_SETFD only sets flags of a descriptor.
+        let result = unsafe { libc::fcntl(descriptor, libc::F_SETFD, 0) };
+        return if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+    }
+    dup_onto(&file, to)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,5 +297,8 @@ mod tests {
         assert_eq!(size_of::<MountAttr>(), 32);
         assert_eq!(size_of::<LoopInfo64>(), 232);
         assert_eq!(size_of::<LoopConfig>(), 304);
+        assert_eq!(size_of::<BlkpgPartition>(), 152);
+        assert_eq!(size_of::<BlkpgArgument>(), 24);
+        assert_eq!(size_of::<RandPoolInfo>(), 8 + MAX_ENTROPY);
     }
 }

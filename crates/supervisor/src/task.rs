@@ -26,7 +26,7 @@ use crate::member::{Member, Stopping, kill_group, stop_signal, timestamp};
 use crate::order::{self, Known, Readiness};
 use crate::pause;
 use crate::poller::Poller;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Place, Sandbox};
 use crate::scratch::Scratch;
 use crate::seccomp::Filter;
 
@@ -85,13 +85,19 @@ impl Task {
                 anyhow::bail!("container name {:?}", spec.name);
             }
         }
-        match &means.sandbox.scratch {
+        let sandbox = &mut *means.sandbox;
+        if let Place::Microvm(guest) = &mut sandbox.place {
+            guest.settle_in(&self.spec)?;
+            sandbox.scratch = Some(Scratch::mount_device(&self.spec.scratch)?);
+        }
+        match &sandbox.scratch {
+            Some(_) if sandbox.is_microvm() => {}
             Some(scratch) if scratch.is(&self.spec.scratch)? => {}
             Some(_) => anyhow::bail!("the sandbox has another disk than {}", self.spec.scratch.display()),
-            None => means.sandbox.scratch = Some(Scratch::mount(&self.spec.scratch)?),
+            None => sandbox.scratch = Some(Scratch::mount(&self.spec.scratch)?),
         }
         if self.spec.share_pid_namespace {
-            self.pid_namespace = Some(pause::share_pid_namespace(&means.sandbox.userns)?);
+            self.pid_namespace = Some(pause::share_pid_namespace(sandbox.userns())?);
         }
         Ok(())
     }
@@ -366,7 +372,7 @@ impl Task {
 
     /// Begins health checks that are due and ends those that take too long.
     fn check_health(&mut self, means: &Means, now: Instant) {
-        for member in &mut self.members {
+        for (member, definition) in self.members.iter_mut().zip(&self.spec.containers) {
             let Some(container) = member.pid() else { continue };
             let Some(health) = &mut member.health else { continue };
             let mut is_changed = false;
@@ -379,7 +385,8 @@ impl Task {
                 && let Some(prepared) = &member.prepared
             {
                 health.begin(now);
-                match exec::start(container, &prepared.inside(), health.command(), &means.sandbox.dev_null) {
+                let inside = prepared.inside(means.sandbox, &definition.spec);
+                match exec::start(container, &inside, health.command(), &means.sandbox.dev_null) {
                     Ok(pid) => member.check = Some(pid),
                     Err(error) => {
                         tracing::info!(error = format!("{error:#}"), "health check not started");

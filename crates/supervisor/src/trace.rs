@@ -1,4 +1,5 @@
-//! Where log lines go: `DIR/supervisor.log`, bounded, without a formatting framework.
+//! Where log lines go: `DIR/supervisor.log`, bounded, without a formatting framework; in a microVM
+//! the kernel's log.
 
 use std::fmt::{self, Write as _};
 use std::fs::File;
@@ -20,12 +21,33 @@ const MAX_LINE: usize = 2048;
 pub struct BoundedLog {
     file: File,
     written: AtomicU64,
+    /// It takes one line per write, with a weight before it, and knows the time itself.
+    is_kernel_log: bool,
 }
 
 impl BoundedLog {
     pub fn new(file: File) -> Self {
         let written = AtomicU64::new(file.metadata().map_or(0, |m| m.len()));
-        Self { file, written }
+        Self { file, written, is_kernel_log: false }
+    }
+
+    /// For `/dev/kmsg`.
+    pub fn to_kernel(file: File) -> Self {
+        Self { file, written: AtomicU64::new(0), is_kernel_log: true }
+    }
+
+    fn introduction(&self, metadata: &Metadata<'_>) -> String {
+        if self.is_kernel_log {
+            // syslog(2)
+            let weight = match *metadata.level() {
+                Level::ERROR => 3,
+                Level::WARN => 4,
+                _ => 6,
+            };
+            return format!("<{weight}>{}:", metadata.target());
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        format!("{}.{:03} {} {}:", now.as_secs(), now.subsec_millis(), metadata.level(), metadata.target())
     }
 }
 
@@ -59,14 +81,7 @@ impl Subscriber for BoundedLog {
     fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut line = Line(format!(
-            "{}.{:03} {} {}:",
-            now.as_secs(),
-            now.subsec_millis(),
-            event.metadata().level(),
-            event.metadata().target()
-        ));
+        let mut line = Line(self.introduction(event.metadata()));
         event.record(&mut line);
         let mut text = line.0;
         if text.len() > MAX_LINE {

@@ -1,0 +1,65 @@
+//! What makes a copy of a machine another machine: its clock, its randomness, its name.
+
+use std::fs::File;
+
+use anyhow::{Context, Result, bail};
+use model::Timestamp;
+use model::sandbox::GuestSetup;
+use rustix::time::{ClockId, Timespec, clock_settime};
+
+use crate::sys::{self, MAX_ENTROPY};
+
+/// Sets clock, randomness and name.
+///
+/// # Errors
+/// The entropy is not hexadecimal, or the kernel refuses one of them.
+pub fn assume(setup: &GuestSetup, hostname: &str) -> Result<()> {
+    clock_settime(ClockId::Realtime, timespec(setup.now)).context("set the clock")?;
+    stir(&unhex(&setup.entropy)?).context("stir the random number generator")?;
+    rustix::system::sethostname(hostname.as_bytes()).context("set the host name")
+}
+
+fn timespec(at: Timestamp) -> Timespec {
+    Timespec { tv_sec: at.0.div_euclid(1000), tv_nsec: at.0.rem_euclid(1000) * 1_000_000 }
+}
+
+/// Credits the bytes as random, and has every generator take a new key from the pool: two copies of
+/// one machine must not go on with the same.
+fn stir(entropy: &[u8]) -> Result<()> {
+    let device = File::options().write(true).open("/dev/urandom")?;
+    sys::add_entropy(&device, entropy)?;
+    Ok(sys::reseed(&device)?)
+}
+
+fn unhex(text: &str) -> Result<Vec<u8>> {
+    let digits = text.as_bytes();
+    if digits.is_empty() || digits.len() % 2 != 0 || digits.len() > 2 * MAX_ENTROPY {
+        bail!("entropy of {} hexadecimal digits", digits.len());
+    }
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    digits
+        .chunks_exact(2)
+        .map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?))
+        .collect::<Option<Vec<u8>>>()
+        .context("the entropy is not hexadecimal")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hexadecimal() {
+        assert_eq!(unhex("00fFa1").unwrap(), [0, 0xff, 0xa1]);
+        for wrong in ["", "0", "0g", "+1", "é"] {
+            assert!(unhex(wrong).is_err(), "{wrong}");
+        }
+        assert!(unhex(&"00".repeat(MAX_ENTROPY + 1)).is_err());
+    }
+
+    #[test]
+    fn times_before_1970_are_times() {
+        let times = [1_500, -1].map(|ms| timespec(Timestamp(ms))).map(|at| (at.tv_sec, at.tv_nsec));
+        assert_eq!(times, [(1, 500_000_000), (-1, 999_000_000)]);
+    }
+}
