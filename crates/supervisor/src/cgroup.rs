@@ -8,7 +8,7 @@
 //! itself into the new group, lets libcontainer fork the container's process there, and moves back.
 //! libcontainer is shown no hierarchy of version 1.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
@@ -16,6 +16,9 @@ use anyhow::{Context, Result};
 use model::spec::ContainerSpec;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use crate::device_rules::{self, Rule};
+use crate::sys;
 
 /// Where version 2 is mounted, for libcontainer, too.
 pub const UNIFIED_ROOT: &str = "/sys/fs/cgroup";
@@ -43,22 +46,6 @@ const CONTROLLERS: &[&str] = &[
 const MIB: u64 = 1024 * 1024;
 /// The kernel takes no smaller weight.
 const MIN_CPU_SHARES: u32 = 2;
-
-/// What Docker allows: making nodes, and null, zero, full, random, urandom, tty, console, ptmx, and
-/// terminals.
-const DEVICES: &[&str] = &[
-    "c *:* m",
-    "b *:* m",
-    "c 1:3 rwm",
-    "c 1:5 rwm",
-    "c 1:7 rwm",
-    "c 1:8 rwm",
-    "c 1:9 rwm",
-    "c 5:0 rwm",
-    "c 5:1 rwm",
-    "c 5:2 rwm",
-    "c 136:* rwm",
-];
 
 /// A container's control group.
 #[derive(Clone, Debug)]
@@ -135,6 +122,19 @@ impl Cgroup {
         if self.is_unified { self.limit_unified(spec) } else { self.limit_split(spec) }
     }
 
+    /// Leaves the group only the devices of these rules.
+    ///
+    /// # Errors
+    /// The kernel refuses a rule, or (with version 2) has no programs for control groups.
+    pub fn limit_devices(&self, rules: &[Rule]) -> Result<()> {
+        if self.is_unified {
+            let group = File::open(&self.memory)?;
+            return sys::bpf::filter_devices(&group, &device_rules::program(rules)).context("filter devices");
+        }
+        self.write_split("devices", "devices.deny", "a")?;
+        rules.iter().try_for_each(|rule| self.write_split("devices", "devices.allow", &rule.to_string()))
+    }
+
     /// Source: "Control Group v2" in the kernel's documentation.
     fn limit_unified(&self, spec: &ContainerSpec) -> Result<()> {
         let dir = &self.memory;
@@ -158,29 +158,26 @@ impl Cgroup {
     }
 
     fn limit_split(&self, spec: &ContainerSpec) -> Result<()> {
-        let write = |controller: &str, file: &str, value: String| {
-            let of_controller = |dir: &&PathBuf| hierarchy(dir).split(',').any(|part| part == controller);
-            let Some(dir) = self.dirs.iter().find(of_controller) else { return Ok(()) };
-            fs::write(dir.join(file), &value).with_context(|| format!("set {file} to {value}"))
-        };
-        write("cpu", "cpu.shares", spec.cpu_shares.max(MIN_CPU_SHARES).to_string())?;
+        self.write_split("cpu", "cpu.shares", &spec.cpu_shares.max(MIN_CPU_SHARES).to_string())?;
         if let Some(limit) = spec.memory_mib {
             let bytes = (u64::from(limit) * MIB).to_string();
-            write("memory", "memory.limit_in_bytes", bytes.clone())?;
+            self.write_split("memory", "memory.limit_in_bytes", &bytes)?;
             if self.counts_swap() {
-                write("memory", "memory.memsw.limit_in_bytes", bytes)?;
+                self.write_split("memory", "memory.memsw.limit_in_bytes", &bytes)?;
             }
         }
         if let Some(reservation) = spec.memory_reservation_mib {
-            write("memory", "memory.soft_limit_in_bytes", (u64::from(reservation) * MIB).to_string())?;
-        }
-        // No device node of an image opens, since root file systems are mounted without devices:
-        // this is the second lock, which version 2 lacks.
-        write("devices", "devices.deny", "a".to_owned())?;
-        for rule in DEVICES {
-            write("devices", "devices.allow", (*rule).to_owned())?;
+            let bytes = (u64::from(reservation) * MIB).to_string();
+            self.write_split("memory", "memory.soft_limit_in_bytes", &bytes)?;
         }
         Ok(())
+    }
+
+    /// Writes a file of the group in the hierarchy of a controller of version 1, if there is one.
+    fn write_split(&self, controller: &str, file: &str, value: &str) -> Result<()> {
+        let of_controller = |dir: &&PathBuf| hierarchy(dir).split(',').any(|part| part == controller);
+        let Some(dir) = self.dirs.iter().find(of_controller) else { return Ok(()) };
+        fs::write(dir.join(file), value).with_context(|| format!("set {file} to {value}"))
     }
 
     /// How many of the group's processes the kernel has killed for want of memory.

@@ -28,7 +28,7 @@ use crate::oci::{self, Bind, Blueprint};
 use crate::sandbox::{Sandbox, USERNS_PATH, protect_from_oom};
 use crate::seccomp::Filter;
 use crate::volumes::Volume;
-use crate::{capabilities, etc_files, guest, parameters, process, rootfs};
+use crate::{capabilities, device_rules, etc_files, guest, parameters, process, rootfs};
 
 /// libcontainer's records.
 const RECORDS: &str = "/run/containers";
@@ -407,8 +407,25 @@ impl Prepared {
         // The program does not run yet: it waits to be started.
         self.cgroup.adopt(pid)?;
         self.cgroup.limit(definition)?;
+        self.limit_devices(sandbox, definition)?;
         created.start()?;
         Ok(Run { pid: Pid::from_raw(pid), outputs, _stdin: held_stdin })
+    }
+
+    /// No device node of an image opens, since root file systems are mounted without devices. In a
+    /// container sandbox this is the second lock, which a kernel may lack; in a microVM the only one
+    /// for nodes that a container makes itself.
+    fn limit_devices(&self, sandbox: &Sandbox, definition: &ContainerSpec) -> Result<()> {
+        if definition.privileged {
+            return Ok(());
+        }
+        match self.cgroup.limit_devices(&device_rules::of(&self.devices)) {
+            Err(error) if self.cgroup.is_unified && !sandbox.is_microvm() => {
+                tracing::warn!(error = format!("{error:#}"), "devices not filtered");
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     /// A pipe for output whose end in the container belongs to the container's user, so that it

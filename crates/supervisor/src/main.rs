@@ -12,6 +12,7 @@
 mod capabilities;
 mod cgroup;
 mod container;
+mod device_rules;
 mod devices;
 mod etc_files;
 mod exec;

@@ -36,19 +36,7 @@ impl Scratch {
     /// # Errors
     /// The source is no ext4, or no loop device is free.
     pub fn mount(source: &Path) -> Result<Self> {
-        Self::mount_file(File::from(open_on_host(source, OFlags::RDWR)?), source)
-    }
-
-    /// Mounts a disk of this machine at [`DISK`].
-    ///
-    /// # Errors
-    /// The device holds no ext4.
-    pub fn mount_device(source: &Path) -> Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).open(source);
-        Self::mount_file(file.with_context(|| format!("open {}", source.display()))?, source)
-    }
-
-    fn mount_file(file: File, source: &Path) -> Result<Self> {
+        let file = File::from(open_on_host(source, OFlags::RDWR)?);
         let metadata = file.metadata()?;
         let kind = metadata.file_type();
         // Mounting opens the device again; until then these handles keep it.
@@ -60,24 +48,17 @@ impl Scratch {
         } else {
             bail!("the task's disk {} is neither a file nor a block device", source.display());
         };
-        let fs = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        fsconfig_set_string(fs.as_fd(), "source", &*device)?;
-        // The disk lives as long as the task: nothing on it must survive a power failure.
-        fsconfig_set_flag(fs.as_fd(), "nobarrier")?;
-        fsconfig_set_flag(fs.as_fd(), "discard")?;
-        fsconfig_create(fs.as_fd()).with_context(|| format!("mount the task's disk {}", source.display()))?;
-        let attributes = MountAttrFlags::MOUNT_ATTR_NODEV
-            | MountAttrFlags::MOUNT_ATTR_NOSUID
-            | MountAttrFlags::MOUNT_ATTR_NOATIME;
-        let mounted = fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-        attach_at(&mounted, DISK)?;
-        // Containers bring their volumes from below, as their own root.
-        fs::set_permissions(DISK, Permissions::from_mode(0o711))?;
-        for dir in ["upper", "work", "volume", "etc"] {
-            let path = format!("{DISK}/{dir}");
-            fs::create_dir_all(&path)?;
-            fs::set_permissions(&path, Permissions::from_mode(0o711))?;
-        }
+        mount_disk(&device, source)?;
+        Ok(Self { identity: (metadata.dev(), metadata.ino()) })
+    }
+
+    /// Mounts a block device of this machine at [`DISK`].
+    ///
+    /// # Errors
+    /// The device holds no ext4.
+    pub fn mount_device(source: &Path) -> Result<Self> {
+        mount_disk(source, source)?;
+        let metadata = fs::metadata(source)?;
         Ok(Self { identity: (metadata.dev(), metadata.ino()) })
     }
 
@@ -89,6 +70,29 @@ impl Scratch {
         let metadata = File::from(open_on_host(source, OFlags::PATH)?).metadata()?;
         Ok(self.identity == (metadata.dev(), metadata.ino()))
     }
+}
+
+/// `source` is the device by the name that people know.
+fn mount_disk(device: &Path, source: &Path) -> Result<()> {
+    let fs = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(fs.as_fd(), "source", device)?;
+    // The disk lives as long as the task: nothing on it must survive a power failure.
+    fsconfig_set_flag(fs.as_fd(), "nobarrier")?;
+    fsconfig_set_flag(fs.as_fd(), "discard")?;
+    fsconfig_create(fs.as_fd()).with_context(|| format!("mount the task's disk {}", source.display()))?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NOATIME;
+    let mounted = fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    attach_at(&mounted, DISK)?;
+    // Containers bring their volumes from below, as their own root.
+    fs::set_permissions(DISK, Permissions::from_mode(0o711))?;
+    for dir in ["upper", "work", "volume", "etc"] {
+        let path = format!("{DISK}/{dir}");
+        fs::create_dir_all(&path)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o711))?;
+    }
+    Ok(())
 }
 
 /// Attaches a file to a free loop device; it is detached at the last close or unmount.

@@ -1,6 +1,9 @@
-//! The few system calls that no safe wrapper offers. All `unsafe` of this crate is here.
+//! The few system calls that no safe wrapper offers. All `unsafe` of this crate is here
+//! and below.
 
 #![allow(unsafe_code)]
+
+pub mod bpf;
 
 use std::io;
 use std::mem::{size_of, zeroed};

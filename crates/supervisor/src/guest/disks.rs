@@ -81,7 +81,7 @@ fn extent(layer: &Layer) -> Result<(u64, u64)> {
         bail!("a microVM has no directories of the host");
     };
     let end = offset.checked_add(*length).and_then(|end| end.checked_next_multiple_of(SECTOR));
-    if *length == 0 || offset % SECTOR != 0 || end.is_none_or(|end| i64::try_from(end).is_err()) {
+    if *length == 0 || !offset.is_multiple_of(SECTOR) || end.is_none_or(|end| i64::try_from(end).is_err()) {
         bail!("a layer of {length} bytes at {offset}");
     }
     Ok((*offset, length.next_multiple_of(SECTOR)))

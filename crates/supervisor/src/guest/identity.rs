@@ -33,7 +33,7 @@ fn stir(entropy: &[u8]) -> Result<()> {
 
 fn unhex(text: &str) -> Result<Vec<u8>> {
     let digits = text.as_bytes();
-    if digits.is_empty() || digits.len() % 2 != 0 || digits.len() > 2 * MAX_ENTROPY {
+    if digits.is_empty() || !digits.len().is_multiple_of(2) || digits.len() > 2 * MAX_ENTROPY {
         bail!("entropy of {} hexadecimal digits", digits.len());
     }
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
