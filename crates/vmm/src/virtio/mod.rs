@@ -21,6 +21,7 @@ pub mod balloon;
 pub mod block;
 #[allow(dead_code, reason = "the rest is for the network device")]
 mod buffers;
+pub mod chain;
 pub mod entropy;
 mod events;
 pub mod net;

@@ -1,4 +1,0 @@
-//! TBD by its owner.
-
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct State {}
