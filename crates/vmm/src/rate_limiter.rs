@@ -149,7 +149,8 @@ impl RateLimiter {
         let Some(limit) = limit.filter(|limit| limit.bytes.is_some() || limit.operations.is_some()) else {
             return Ok(Self::unlimited());
         };
-        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+        let timer =
+            timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
         Ok(Self(Some(Limited {
             buckets: Buckets::new(limit),
             origin: Instant::now(),

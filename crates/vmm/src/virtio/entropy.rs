@@ -132,3 +132,101 @@ impl VirtioDevice for Entropy {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::test_driver::{DATA, Driver, MIB};
+    use proptest::prelude::*;
+
+    fn start() -> (Entropy, Driver) {
+        let mut entropy = Entropy::new().unwrap();
+        let driver = Driver::start(&mut entropy, 0);
+        (entropy, driver)
+    }
+
+    #[test]
+    fn fills_all_buffers() {
+        let (mut entropy, mut driver) = start();
+        let buffers = [(DATA, 64, true), (2 * MIB, 5000, true)];
+        assert_eq!(driver.request(&mut entropy, 0, &buffers).unwrap(), 5064);
+        // The odds that 16 random bytes are zeros are those of guessing a key.
+        assert!(driver.read(DATA, 64).chunks(16).all(|bytes| bytes != [0; 16]));
+        assert!(driver.read(2 * MIB, 4992).chunks(16).all(|bytes| bytes != [0; 16]));
+        assert_eq!(driver.read(DATA + 64, 64), [0; 64]);
+        assert_eq!(driver.read(2 * MIB + 5000, 64), [0; 64]);
+        assert_eq!(driver.interrupts(), (true, false));
+    }
+
+    #[test]
+    fn one_request_gets_no_more_than_64_kib() {
+        let (mut entropy, mut driver) = start();
+        let buffers = [(DATA, 0x1000, true), (2 * MIB, MIB as u32, true)];
+        assert_eq!(driver.request(&mut entropy, 0, &buffers).unwrap(), 65536);
+        assert_eq!(driver.read(2 * MIB + 0xf000, 4096), vec![0; 4096]);
+    }
+
+    #[test]
+    fn requests_over_the_limit_wait() {
+        let (mut entropy, mut driver) = start();
+        let mut served = 0;
+        loop {
+            driver.submit(0, &[(2 * MIB, MIB as u32, true)]);
+            entropy.notified(0, &mut driver.vrings).unwrap();
+            if driver.used(0).is_empty() {
+                break;
+            }
+            served += 1;
+            assert!(served < 1000);
+        }
+        assert!(entropy.limiter.is_blocked());
+        // As when its timer fires: bytes have come back, or it is blocked again.
+        let source = entropy.sources()[0];
+        let mut answered = 0;
+        while answered == 0 {
+            entropy.ready(source.token, &mut driver.vrings).unwrap();
+            answered = driver.used(0).len();
+        }
+        assert_eq!(answered, 1);
+    }
+
+    #[test]
+    fn malformed_requests_are_errors_of_the_device() {
+        for buffers in [
+            &[(DATA, 64, false)][..],
+            &[(DATA, 64, false), (DATA, 64, true)],
+            &[(DATA, 0, true)],
+            &[(MIB, 64, true)],
+        ] {
+            let (mut entropy, mut driver) = start();
+            driver.submit(0, buffers);
+            assert!(entropy.notified(0, &mut driver.vrings).is_err(), "{buffers:?}");
+        }
+    }
+
+    #[test]
+    fn takes_on_only_its_own_state() {
+        let (mut entropy, _) = start();
+        entropy.restore(&entropy.save()).unwrap();
+        let other = DeviceState::Balloon(crate::virtio::balloon::State { target: 0, actual: 0 });
+        assert!(entropy.restore(&other).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn random_chains_change_only_their_buffers(
+            buffers in prop::collection::vec(
+                (DATA..DATA + 0x4000, 0..3000u32, prop::bool::weighted(0.9)), 1..8),
+        ) {
+            let (mut entropy, mut driver) = start();
+            driver.submit(0, &buffers);
+            let _ = entropy.notified(0, &mut driver.vrings);
+            for (at, byte) in (DATA..).zip(driver.read(DATA, 0x8000)) {
+                let inside = buffers.iter().any(|&(start, len, writable)| {
+                    writable && (start..start + u64::from(len)).contains(&at)
+                });
+                prop_assert!(byte == 0 || inside);
+            }
+        }
+    }
+}

@@ -30,6 +30,8 @@ mod queue;
 #[cfg(test)]
 #[allow(dead_code, reason = "the rest is for the network device")]
 mod testing;
+#[cfg(test)]
+mod test_driver;
 pub mod vsock;
 
 /// Device types (5, "Device Types").

@@ -6,7 +6,6 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use virtio_bindings::virtio_balloon::{VIRTIO_BALLOON_F_DEFLATE_ON_OOM, VIRTIO_BALLOON_F_REPORTING};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
@@ -20,6 +19,10 @@ mod release;
 mod tests;
 
 use release::release;
+
+/// Feature bits (5.5.3).
+const VIRTIO_BALLOON_F_DEFLATE_ON_OOM: u32 = 2;
+const VIRTIO_BALLOON_F_REPORTING: u32 = 5;
 
 const INFLATE: usize = 0;
 const DEFLATE: usize = 1;
@@ -170,8 +173,8 @@ impl VirtioDevice for Balloon {
     /// Only `actual` is the driver's.
     fn write_config(&mut self, offset: u64, data: &[u8]) {
         let mut actual = self.shared.actual.load(Ordering::SeqCst).to_le_bytes();
-        for (position, byte) in (offset..).zip(data) {
-            let at = position.checked_sub(4).and_then(|at| usize::try_from(at).ok());
+        for (at, byte) in data.iter().enumerate() {
+            let at = usize::try_from(offset).ok().and_then(|offset| offset.checked_add(at)?.checked_sub(4));
             if let Some(place) = at.and_then(|at| actual.get_mut(at)) {
                 *place = *byte;
             }

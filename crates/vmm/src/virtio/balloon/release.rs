@@ -30,7 +30,8 @@ const PAGE: u64 = 4096;
 /// # Errors
 /// The range does not lie in the guest's memory; then nothing is given back.
 pub fn release(memory: &GuestMemory, addr: u64, length: u64) -> Result<(), DeviceError> {
-    let outside = || DeviceError::Memory(vm_memory::GuestMemoryError::InvalidGuestAddress(GuestAddress(addr)));
+    let outside =
+        || DeviceError::Memory(vm_memory::GuestMemoryError::InvalidGuestAddress(GuestAddress(addr)));
     let end = addr.checked_add(length).ok_or_else(outside)?;
     let length = usize::try_from(length).map_err(|_| outside())?;
     if !memory.check_range(GuestAddress(addr), length, Permissions::Write) {

@@ -61,6 +61,12 @@ impl Disk {
         self.read_only
     }
 
+    /// Puts a file in place of the first part that [`Disk::new`] would not take.
+    #[cfg(test)]
+    pub fn replace_file(&mut self, file: File) {
+        self.parts[0].file = file;
+    }
+
     /// Whether the range lies on the disk.
     pub fn contains(&self, position: u64, length: u64) -> bool {
         position.checked_add(length).is_some_and(|end| end <= self.size)
@@ -107,11 +113,9 @@ impl Disk {
         let zero = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
         // A file system that knows only one of the two (tmpfs: holes): what it reads as is the same.
         let (first, second) = if unmap { (punch, zero) } else { (zero, punch) };
-        self.each_writable(position, length, |file, at, length| {
-            match fallocate(file, first, at, length) {
-                Err(Errno::OPNOTSUPP) => Ok(fallocate(file, second, at, length)?),
-                other => Ok(other?),
-            }
+        self.each_writable(position, length, |file, at, length| match fallocate(file, first, at, length) {
+            Err(Errno::OPNOTSUPP) => Ok(fallocate(file, second, at, length)?),
+            other => Ok(other?),
         })
     }
 

@@ -95,7 +95,8 @@ impl Block {
     /// The configuration space (5.2.4).
     fn config(&self) -> [u8; 60] {
         let mut space = [0; 60];
-        let mut put = |offset: usize, value: &[u8]| space[offset..offset + value.len()].copy_from_slice(value);
+        let mut put =
+            |offset: usize, value: &[u8]| space[offset..offset + value.len()].copy_from_slice(value);
         put(0, &self.capacity().to_le_bytes());
         put(12, &MAX_DATA_BUFFERS.to_le_bytes());
         put(20, &(SECTOR as u32).to_le_bytes());
