@@ -194,7 +194,15 @@ impl RateLimiter {
         self.0.as_ref().map(|limited| Source { fd: limited.timer.as_raw_fd(), token })
     }
 
-    /// The source was readable, or the request is gone: quiets it, and lets requests ask again.
+    /// What was turned away is gone: requests may ask again. The source may still become readable.
+    /// Makes no system call, so that a vCPU thread can do it, which may make none but its own.
+    pub fn forget(&mut self) {
+        if let Some(limited) = &mut self.0 {
+            limited.blocked = false;
+        }
+    }
+
+    /// The source was readable: quiets it, and lets requests ask again.
     ///
     /// # Errors
     /// The timer could not be read.

@@ -28,10 +28,10 @@ pub mod net;
 #[allow(dead_code, reason = "the rest is for the network device")]
 mod queue;
 #[cfg(test)]
+mod test_driver;
+#[cfg(test)]
 #[allow(dead_code, reason = "the rest is for the network device")]
 mod testing;
-#[cfg(test)]
-mod test_driver;
 pub mod vsock;
 
 /// Device types (5, "Device Types").

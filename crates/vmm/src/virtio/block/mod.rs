@@ -180,8 +180,7 @@ impl VirtioDevice for Block {
     }
 
     fn reset(&mut self) {
-        // What waits for its tokens is gone. Should the timer fail, it just fires later.
-        let _ = self.limiter.expired();
+        self.limiter.forget();
         self.capacity_changed = false;
     }
 
