@@ -12,8 +12,8 @@ use super::DeviceError;
 use crate::GuestMemory;
 
 /// The most pieces a chain may have: what one system call takes (`IOV_MAX`), less one for
-/// [`Vectors::push_spill`]. No driver needs a tenth of it.
-const MAX_PIECES: usize = 1023;
+/// [`Vectors::push_own`]. No driver needs a tenth of it.
+pub(super) const MAX_PIECES: usize = 1023;
 
 /// The bytes which a descriptor chain stands for, one piece behind the other. That they lie in the
 /// guest's memory was checked; what they are the guest can change at any time, so whatever is
@@ -30,7 +30,7 @@ impl<'m> Buffers<'m> {
     /// A chain that the device only reads.
     ///
     /// # Errors
-    /// A descriptor is writable or outside of the guest's memory, or there are too many or none.
+    /// A descriptor is writable or outside of the guest's memory, or there are too many or no last one.
     pub(super) fn readable(
         memory: &'m GuestMemory,
         chain: DescriptorChain<&GuestMemory>,
@@ -41,7 +41,7 @@ impl<'m> Buffers<'m> {
     /// A chain that the device only writes.
     ///
     /// # Errors
-    /// A descriptor is readable or outside of the guest's memory, or there are too many or none.
+    /// A descriptor is readable or outside of the guest's memory, or there are too many or no last one.
     pub(super) fn writable(
         memory: &'m GuestMemory,
         chain: DescriptorChain<&GuestMemory>,
@@ -57,7 +57,10 @@ impl<'m> Buffers<'m> {
         let mut buffers = Self { head: chain.head_index(), pieces: Vec::new(), len: 0 };
         let access = if writable { Permissions::Write } else { Permissions::Read };
         let mut descriptors = 0;
+        // The iterator just ends where a chain is malformed: then there is no last descriptor.
+        let mut complete = false;
         for descriptor in chain {
+            complete = !descriptor.has_next();
             if descriptor.is_write_only() != writable {
                 return Err(DeviceError::Request("a descriptor has the wrong direction"));
             }
@@ -71,8 +74,8 @@ impl<'m> Buffers<'m> {
             // A chain is shorter than 4 GiB: `DescriptorChain` ends it there.
             buffers.len += descriptor.len() as usize;
         }
-        if descriptors == 0 {
-            return Err(DeviceError::Request("a chain has no descriptor"));
+        if !complete {
+            return Err(DeviceError::Request("a chain has no end"));
         }
         Ok(buffers)
     }
@@ -85,6 +88,11 @@ impl<'m> Buffers<'m> {
     /// In bytes.
     pub(super) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Of how many stretches of memory they consist: at most [`MAX_PIECES`].
+    pub(super) fn pieces(&self) -> usize {
+        self.pieces.len()
     }
 
     /// Copies out what begins at `offset`; returns how many bytes there were.
@@ -127,23 +135,12 @@ impl<'m> Buffers<'m> {
 /// Pieces of guest memory for one vectored system call.
 pub(super) struct Vectors<'m> {
     vectors: Vec<libc::iovec>,
-    len: usize,
     lives: PhantomData<VolatileSlice<'m>>,
 }
 
 impl<'m> Vectors<'m> {
     pub(super) fn new() -> Self {
-        Self { vectors: Vec::new(), len: 0, lives: PhantomData }
-    }
-
-    /// In bytes.
-    pub(super) fn len(&self) -> usize {
-        self.len
-    }
-
-    /// How many pieces.
-    pub(super) fn count(&self) -> usize {
-        self.vectors.len()
+        Self { vectors: Vec::new(), lives: PhantomData }
     }
 
     /// Adds a range of a chain's bytes, as far as there are any.
@@ -151,14 +148,12 @@ impl<'m> Vectors<'m> {
         buffers.within(range, |piece| {
             self.vectors
                 .push(libc::iovec { iov_base: piece.ptr_guard_mut().as_ptr().cast(), iov_len: piece.len() });
-            self.len += piece.len();
         });
     }
 
     /// Adds memory of our own.
     pub(super) fn push_own(&mut self, own: &'m mut [u8]) {
         self.vectors.push(libc::iovec { iov_base: own.as_mut_ptr().cast(), iov_len: own.len() });
-        self.len += own.len();
     }
 
     /// readv(2).

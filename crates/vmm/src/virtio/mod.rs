@@ -19,18 +19,15 @@ use crate::GuestMemory;
 
 pub mod balloon;
 pub mod block;
-#[allow(dead_code, reason = "the rest is for the network device")]
 mod buffers;
 pub mod chain;
 pub mod entropy;
 mod events;
 pub mod net;
-#[allow(dead_code, reason = "the rest is for the network device")]
 mod queue;
 #[cfg(test)]
 mod test_driver;
 #[cfg(test)]
-#[allow(dead_code, reason = "the rest is for the network device")]
 mod testing;
 pub mod vsock;
 

@@ -24,14 +24,6 @@ pub(super) fn give_back(queue: &mut Queue, count: u16) {
     queue.set_next_avail(queue.next_avail().wrapping_sub(count));
 }
 
-/// How many chains are available.
-///
-/// # Errors
-/// The ring does not lie in the guest's memory.
-pub(super) fn available(queue: &Queue, memory: &GuestMemory) -> Result<u16, DeviceError> {
-    Ok(available_index(queue, memory)?.wrapping_sub(queue.next_avail()))
-}
-
 /// The driver's index of the available ring (2.7.6).
 ///
 /// # Errors
@@ -61,4 +53,56 @@ pub(super) fn arm(queue: &Queue, memory: &GuestMemory) -> Result<u16, DeviceErro
         fence(Ordering::SeqCst);
     }
     available_index(queue, memory)
+}
+
+/// Marks chains as used, all at once: to the driver the buffers of one network packet appear together
+/// (5.1.6.4), as they would not with one [`QueueT::add_used`] after the other. Each is its head and
+/// the bytes written. Whether to interrupt is then asked of [`wants_interrupt`] only.
+///
+/// # Errors
+/// The ring does not lie in the guest's memory.
+pub(super) fn add_used_together(
+    queue: &mut Queue,
+    memory: &GuestMemory,
+    chains: impl IntoIterator<Item = (u16, u32)>,
+) -> Result<(), DeviceError> {
+    let mut next = queue.next_used();
+    let address = |offset: u64| {
+        queue.used_ring().checked_add(offset).map(GuestAddress).ok_or(virtio_queue::Error::AddressOverflow)
+    };
+    for (head, len) in chains {
+        // 2.7.8: flags and index, then elements of index and length, 4 bytes each.
+        let slot = 4 + 8 * u64::from(next % queue.size());
+        memory.write_obj(u32::from(head).to_le(), address(slot)?)?;
+        memory.write_obj(len.to_le(), address(slot + 4)?)?;
+        next = next.wrapping_add(1);
+    }
+    memory.store(next.to_le(), address(2)?, Ordering::Release)?;
+    queue.set_next_used(next);
+    Ok(())
+}
+
+/// Whether the driver wants to be interrupted for what was used since `before`, the queue's
+/// [`next_used`](QueueT::next_used) then (2.7.7.2).
+///
+/// # Errors
+/// The ring does not lie in the guest's memory.
+pub(super) fn wants_interrupt(queue: &Queue, memory: &GuestMemory, before: u16) -> Result<bool, DeviceError> {
+    let used = queue.next_used();
+    if used == before {
+        return Ok(false);
+    }
+    let read = |offset: u64| -> Result<u16, DeviceError> {
+        let address = queue.avail_ring().checked_add(offset).ok_or(virtio_queue::Error::AddressOverflow)?;
+        Ok(u16::from_le(memory.load(GuestAddress(address), Ordering::Relaxed)?))
+    };
+    // What was used has to be visible before the driver's wish is read.
+    fence(Ordering::SeqCst);
+    if queue.event_idx_enabled() {
+        // `used_event` lies behind the available ring's elements (2.7.6): flags, index, 2 bytes each.
+        let event = read(4 + 2 * u64::from(queue.size()))?;
+        return Ok(used.wrapping_sub(event).wrapping_sub(1) < used.wrapping_sub(before));
+    }
+    // VIRTQ_AVAIL_F_NO_INTERRUPT
+    Ok(read(0)? & 1 == 0)
 }

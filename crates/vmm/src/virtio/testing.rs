@@ -220,10 +220,6 @@ impl<D: VirtioDevice> Bench<D> {
         self.line.read().unwrap_or(0)
     }
 
-    pub(super) fn memory(&self) -> &GuestMemory {
-        &self.vrings.memory
-    }
-
     pub(super) fn write(&self, address: u64, bytes: &[u8]) {
         self.vrings.memory.write_slice(bytes, GuestAddress(address)).unwrap();
     }
