@@ -1,6 +1,7 @@
 //! The driver's side of a device, for tests: rings in guest memory, and the thread that serves it.
 
 use std::os::fd::BorrowedFd;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{DeviceError, Interrupt, VirtioDevice, Vrings};
 use crate::GuestMemory;
+use crate::seccomp::{ThreadKind, filter};
 
 /// The guest's memory in bytes.
 pub(super) const MEMORY: u64 = 64 << 20;
@@ -229,6 +231,31 @@ impl<D: VirtioDevice> Bench<D> {
         self.vrings.memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
         bytes
     }
+}
+
+/// Runs a test's device in a thread with the system call filter of device threads, and `host` beside
+/// it. Since the process ends if the device does what is forbidden, it is a process of its own: this
+/// test program, started again with this test only. `test` is its path.
+pub(super) fn filtered<T: Send + 'static>(
+    test: &str,
+    prepare: impl FnOnce() -> T,
+    device: impl FnOnce(T) + Send + 'static,
+    host: impl FnOnce(),
+) {
+    const CHILD: &str = "CORACLE_FILTERED_TEST";
+    if std::env::var(CHILD).is_ok_and(|name| name == test) {
+        let prepared = prepare();
+        let thread = std::thread::spawn(move || {
+            rustix::thread::set_no_new_privs(true).unwrap();
+            filter(ThreadKind::Device).unwrap();
+            device(prepared);
+        });
+        host();
+        return thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    }
+    let test_program = std::env::current_exe().unwrap();
+    let output = Command::new(test_program).args(["--exact", test]).env(CHILD, test).output().unwrap();
+    assert!(output.status.success(), "{}\n{}", output.status, String::from_utf8_lossy(&output.stdout));
 }
 
 fn borrow(fd: std::os::fd::RawFd) -> BorrowedFd<'static> {

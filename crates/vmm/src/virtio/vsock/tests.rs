@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::connection::BUFFER;
 use super::packet::{SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::*;
-use crate::virtio::testing::{BUFFERS, Bench};
+use crate::virtio::testing::{BUFFERS, Bench, filtered};
 
 const PORT: u32 = 1024;
 /// The guest's receive buffers: like Linux 6.1, 4 KiB each behind a header of its own.
@@ -260,6 +260,48 @@ fn speaks_both_ways_and_ends() {
     assert_eq!(read_to_end(&mut guest, &mut peer), b"");
     assert!(guest.bench.device.connections.is_empty());
     guest.expect_nothing();
+}
+
+#[test]
+fn makes_only_the_system_calls_of_a_device_thread() {
+    let (host, port) = Host::new();
+    filtered(
+        "virtio::vsock::tests::makes_only_the_system_calls_of_a_device_thread",
+        move || Guest::new(vec![port]),
+        |mut guest| {
+            let mut stream = guest.listen();
+            assert_eq!(guest.expect(Operation::Data).1, b"question");
+            // More than the stream takes at once.
+            let mut left = 1 << 20;
+            while left > 0 {
+                while let Some((header, _)) = guest.packets.pop_front() {
+                    stream.heard(&header);
+                }
+                let len = stream.credit().min(left).min(30_000);
+                if len > 0 {
+                    stream.say(&mut guest, Operation::Data, 0, &vec![1; len]);
+                    left -= len;
+                }
+                guest.bench.serve_within(std::time::Duration::from_millis(5)).unwrap();
+                guest.take();
+            }
+            stream.say(&mut guest, Operation::Shutdown, SHUTDOWN_BOTH, &[]);
+            while guest.next().0.operation != Operation::Reset as u16 {}
+            guest.listen();
+            guest.bench.device.reset();
+        },
+        || {
+            let mut peer = host.connect();
+            peer.set_nonblocking(false).unwrap();
+            peer.write_all(b"question").unwrap();
+            let mut answer = Vec::new();
+            peer.read_to_end(&mut answer).unwrap();
+            assert_eq!(answer.len(), 1 << 20);
+            let mut peer = host.connect();
+            peer.set_nonblocking(false).unwrap();
+            let _ = peer.read(&mut [0]);
+        },
+    );
 }
 
 #[test]

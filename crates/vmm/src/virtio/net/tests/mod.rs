@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use self::wire::{EXPERIMENTAL, IPV4, NAME, Wire, in_network_namespace, ip, ready_tap, tap};
 use super::*;
-use crate::virtio::testing::{BUFFERS, Bench};
+use crate::virtio::testing::{BUFFERS, Bench, filtered};
 
 const MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
 /// Where the guest's transmit buffers lie.
@@ -248,6 +248,52 @@ fn ten_megabytes_both_ways() {
             back += received.len();
         }
         guest.bench.settle();
+    });
+}
+
+#[test]
+fn makes_only_the_system_calls_of_a_device_thread() {
+    in_network_namespace(|| {
+        let limit = RateLimit { bytes: Some(TokenBucket { rate: 1 << 30, burst: 50 }), operations: None };
+        filtered(
+            "virtio::net::tests::makes_only_the_system_calls_of_a_device_thread",
+            move || {
+                let device = Net::new(Some(ready_tap(1500)), MAC, None, Some(limit), Some(limit)).unwrap();
+                let wire = Wire::new(EXPERIMENTAL);
+                for seed in 0..3 {
+                    wire.send([0; wire::HEADER], &frame(EXPERIMENTAL, 100, seed)).unwrap();
+                }
+                (device, wire)
+            },
+            |(device, wire)| {
+                let mut guest = Guest::new(device, all_features(), 1536, 256);
+                for seed in 0..3 {
+                    assert!(guest.next().1 == frame(EXPERIMENTAL, 100, seed));
+                    guest.send([0; HEADER], &frame(EXPERIMENTAL, 100, seed));
+                }
+                let mut heard = 0;
+                guest.bench.until("frames at the host", |_| {
+                    heard += usize::from(wire.receive().is_some());
+                    heard == 3
+                });
+                guest.bench.device.reset();
+            },
+            || {},
+        );
+    });
+}
+
+#[test]
+fn what_is_made_here_is_made_within_the_main_thread_s_filter() {
+    in_network_namespace(|| {
+        let tap = ready_tap(1500);
+        filtered(
+            "virtio::net::tests::what_is_made_here_is_made_within_the_main_thread_s_filter",
+            move || tap,
+            // The main thread may do all that a device thread may.
+            |tap| drop(Net::new(Some(tap), MAC, None, None, None).unwrap()),
+            || {},
+        );
     });
 }
 
