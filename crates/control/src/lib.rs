@@ -31,6 +31,7 @@ use crate::credentials::AccessKey;
 use crate::endpoint::Endpoint;
 use crate::first_start::{DefaultNetwork, FirstStartError};
 use crate::hosts::Hosts;
+use crate::hosts::pulls::Pulls;
 use crate::reconcile::Reconciler;
 use crate::registry::{Namespace, Registry};
 use crate::telemetry::logs::LogStore;
@@ -92,6 +93,7 @@ pub struct Control {
     clock: Clock,
     wake: Arc<Notify>,
     connected: Arc<Notify>,
+    pulls: Pulls,
 }
 
 impl Control {
@@ -124,7 +126,18 @@ impl Control {
             default_subnet: network.subnet.clone(),
             default_security_group: network.security_group.clone(),
         };
-        Ok(Self { config, store, logs, registry, network, ecs, clock, wake, connected: Arc::default() })
+        Ok(Self {
+            config,
+            store,
+            logs,
+            registry,
+            network,
+            ecs,
+            clock,
+            wake,
+            connected: Arc::default(),
+            pulls: Pulls::default(),
+        })
     }
 
     #[must_use]
@@ -170,7 +183,14 @@ impl Control {
             registry: Arc::new(grant),
             wake: self.wake.clone(),
             connected: self.connected.clone(),
+            pulls: self.pulls.clone(),
         }
+    }
+
+    /// How far pulls are.
+    #[must_use]
+    pub fn pulls(&self) -> &Pulls {
+        &self.pulls
     }
 
     /// Woken when a host's session has begun.

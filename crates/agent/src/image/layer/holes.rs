@@ -66,7 +66,11 @@ mod tests {
             (vec![(0, HOLE_MIN)], 1, Run::Data(HOLE_MIN)),
             (vec![(0, 10)], 4090, Run::Data(10)),
             // Short runs do not add up.
-            (vec![(0, HOLE_MIN - BLOCK), (1, BLOCK), (0, HOLE_MIN - BLOCK)], 0, Run::Data(2 * HOLE_MIN - BLOCK)),
+            (
+                vec![(0, HOLE_MIN - BLOCK), (1, BLOCK), (0, HOLE_MIN - BLOCK)],
+                0,
+                Run::Data(2 * HOLE_MIN - BLOCK),
+            ),
         ] {
             assert_eq!(first_run(&data(&parts), offset), expected, "{parts:?} at {offset}");
         }
@@ -85,11 +89,14 @@ mod tests {
                 match first_run(&data[position..], offset + position as u64) {
                     Run::Data(length) => {
                         assert!(length > 0);
-                        rebuilt[position..position + length].copy_from_slice(&data[position..position + length]);
+                        rebuilt[position..position + length]
+                            .copy_from_slice(&data[position..position + length]);
                         position += length;
                     }
                     Run::Hole(length) => {
-                        assert!(length >= HOLE_MIN && (offset + position as u64) % BLOCK as u64 == 0);
+                        assert!(
+                            length >= HOLE_MIN && (offset + position as u64).is_multiple_of(BLOCK as u64)
+                        );
                         holes += length;
                         position += length;
                     }

@@ -1,8 +1,11 @@
-//! One layer's way from the network to its directory, as a pipeline of two threads:
+//! One layer's way from the network to its directory, as a pipeline:
 //!
 //! ```text
 //! download (async) ─▶ SHA-256 of the compressed bytes, decompression ─▶ SHA-256 of the archive (diff id), unpacking
 //! ```
+//!
+//! The two stages after the download are two threads, or one when other layers keep all processors busy: then what the
+//! first stage made is still in the processor's cache for the second one, and nobody waits for anybody.
 //!
 //! No byte touches the disk but as a file of the layer. Threads of its own, not tokio's blocking pool: a slow registry
 //! holds a layer's threads for long, and two stages that wait for each other in one bounded pool can lock it up.
@@ -124,6 +127,7 @@ impl Drop for Running {
     }
 }
 
+/// The stages, in as many threads as do the most for all layers together.
 fn run(
     expected: Expected,
     network: mpsc::Receiver<Message>,
@@ -505,3 +509,7 @@ impl<S: Source> Read for Archive<S> {
         Ok(length)
     }
 }
+
+#[cfg(test)]
+#[path = "pipeline_tests.rs"]
+mod tests;

@@ -32,7 +32,7 @@ pub(crate) struct Limits {
 /// What a layer unpacked to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Unpacked {
-    /// File data in bytes, holes not counted.
+    /// File data in bytes, without the holes that the archive itself names.
     pub(crate) bytes: u64,
     /// Estimate of the disk space used: data in blocks of 4 KiB, and metadata.
     pub(crate) disk_bytes: u64,
