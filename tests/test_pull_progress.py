@@ -13,6 +13,7 @@ import urllib.request
 import oci_image
 import pytest
 from server import CORACLE, clean_environment, until
+from tasks import unique
 
 MIB = 1 << 20
 
@@ -78,9 +79,9 @@ def stalling():
 
 
 @contextlib.contextmanager
-def running(server, image, *, stderr):
+def running(server, image, *options, stderr):
     process = subprocess.Popen(
-        [CORACLE, "--state-dir", str(server.state_dir), "run", image, "echo", "hello"],
+        [CORACLE, "--state-dir", str(server.state_dir), "run", *options, image, "echo", "hello"],
         stdout=subprocess.PIPE, stderr=stderr, text=True, env=clean_environment(TERM="xterm"),
     )
     try:
@@ -130,9 +131,8 @@ def test_a_bar_on_a_terminal(server, stalling):
 
 
 def test_progress_is_not_for_strangers(server, stalling):
-    with running(server, stalling.name, stderr=subprocess.DEVNULL) as process:
+    with running(server, stalling.name, "--name", family := unique(), stderr=subprocess.DEVNULL) as process:
         ecs = server.client("ecs")
-        family = "slow"
         arn = until(lambda: ecs.list_tasks(desiredStatus="RUNNING", family=family)["taskArns"], "the task")[0]
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{server.url}/_coracle/tasks/{arn.rsplit('/', 1)[-1]}/pulls", timeout=10)
