@@ -7,7 +7,7 @@ const LIMITS: Limits = Limits { bytes: 1 << 30, entries: 10_000, free_bytes: 0 }
 fn archive(path: &str) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     // Longer than a block, and not the same throughout.
-    let data: Vec<u8> = (0..3 * BUFFER as u64).map(|n| (n * n >> 7) as u8).collect();
+    let data: Vec<u8> = (0..3 * BUFFER as u64).map(|n| ((n * n) >> 7) as u8).collect();
     let mut header = tar::Header::new_gnu();
     header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
     header.set_size(data.len() as u64);
