@@ -125,6 +125,7 @@ impl Endpoint {
     ) -> Result<Answer, aws_api::Error> {
         let (caller, body) = self.authenticate(parts, &body, routed.service, request_id)?;
         routed.require_served()?;
+        routed.require_plain_body(parts)?;
         api::dispatch(&self.services, &caller, routed, &body).await
     }
 

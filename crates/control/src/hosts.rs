@@ -5,7 +5,7 @@
 //! sends each change of it as a delta. Reports are stored before anything follows from them.
 
 mod assignment;
-mod logs;
+pub(crate) mod logs;
 pub mod pulls;
 mod reports;
 

@@ -229,8 +229,6 @@ impl Control {
             if let Err(error) = self.registry.sweep(self.clock.now()).await {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the registry cannot be swept");
             }
-            // What fails is logged there; the next sweep tries again.
-            let _ = api::ecs::sweep(&self.store, self.clock.now()).await;
         }
     }
 }

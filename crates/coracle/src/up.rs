@@ -58,8 +58,9 @@ pub struct UpArgs {
     /// Registry hosts (HOST or HOST:PORT) that are spoken to without TLS; loopback ones always are.
     #[arg(long, value_name = "HOST")]
     insecure_registry: Vec<String>,
-    /// Disk space for unpacked images, in GiB; the least recently used are removed beyond it.
-    #[arg(long, value_name = "GIB", default_value_t = 50)]
+    /// Disk space for unpacked images, in GiB; the least recently used are removed beyond it, and no
+    /// single image may be larger.
+    #[arg(long, value_name = "GIB", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     image_disk_gib: u64,
 }
 
@@ -138,11 +139,7 @@ async fn serve(state_dir: &Path, args: UpArgs) -> anyhow::Result<()> {
         vpc_cidr: defaults.subnet.vpc_cidr,
         capacity: capacity(&args, state.path())?,
         ready_slots: args.ready_sandboxes.into(),
-        images: ImageOptions {
-            disk_budget_bytes: args.image_disk_gib << 30,
-            insecure_registries: args.insecure_registry.clone(),
-            ..ImageOptions::default()
-        },
+        images: image_options(&args),
     };
     let agent = Agent::open(agent, network.clone()).await.context("the agent cannot start")?;
     drop(choosing);
@@ -255,6 +252,19 @@ async fn wait_for_the_last_task(host: &agent::Host) -> anyhow::Result<()> {
 /// The address that a client on this machine uses for a listening one.
 fn client_address(listen: SocketAddr) -> String {
     if listen.ip().is_unspecified() { format!("127.0.0.1:{}", listen.port()) } else { listen.to_string() }
+}
+
+/// No image may take more than all may: a decompression bomb ends there, before the disk is full.
+fn image_options(args: &UpArgs) -> ImageOptions {
+    let limits = ImageOptions::default();
+    let budget = args.image_disk_gib << 30;
+    ImageOptions {
+        disk_budget_bytes: budget,
+        layer_limit_bytes: limits.layer_limit_bytes.min(budget),
+        image_limit_bytes: limits.image_limit_bytes.min(budget),
+        insecure_registries: args.insecure_registry.clone(),
+        ..limits
+    }
 }
 
 fn root_key(state: &StateDir) -> anyhow::Result<AccessKey> {

@@ -240,6 +240,15 @@ fn memory_limits_hold_and_kills_are_told_apart() {
     assert_eq!(state.exit_code, Some(137));
     assert_eq!(state.reason.as_deref(), Some("OutOfMemoryError: Container killed due to memory usage"));
 
+    // A child's end is told of, too, even when its parent makes nothing of it.
+    let mut sandbox = TestSandbox::start();
+    let mut app = sandbox.shell("app", "tail -c 300m /dev/zero; echo child $?; exit 0");
+    app.spec.memory_mib = Some(16);
+    sandbox.run_to_end(vec![app]);
+    let state = sandbox.container("app");
+    assert_eq!((state.exit_code, sandbox.text("app").lines().last()), (Some(0), Some("child 137")));
+    assert_eq!(state.reason.as_deref(), Some("OutOfMemoryError: Container killed due to memory usage"));
+
     let mut sandbox = TestSandbox::start();
     let mut app = sandbox.shell("app", "kill -9 $$; sleep 9");
     app.spec.command = Some(vec!["/bin/sh".into(), "-c".into(), "sh -c 'kill -9 $$'; exit 137".into()]);

@@ -68,7 +68,7 @@ mod update_cluster;
 mod update_cluster_settings;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use default_cluster::default_cluster;
 pub use sweep::sweep;
