@@ -156,6 +156,15 @@ impl Control {
         &self.network
     }
 
+    /// Asks for the end of every task, in the orderly way (its stop signal, its `stopTimeout`); says how
+    /// many there were.
+    ///
+    /// # Errors
+    /// The store cannot be read or written.
+    pub async fn stop_all_tasks(&self, reason: &str) -> Result<usize, aws_api::Error> {
+        api::ecs::stop_all(&self.ecs, reason).await
+    }
+
     /// The HTTP service: all AWS APIs and the registry.
     pub fn router(&self) -> axum::Router {
         let logs = api::logs::Logs { store: self.logs.clone(), clock: self.clock.clone() };

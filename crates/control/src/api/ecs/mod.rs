@@ -71,6 +71,7 @@ mod update_cluster_settings;
 pub(crate) mod tests;
 
 pub use default_cluster::default_cluster;
+pub use stop_task::stop_all;
 pub use sweep::sweep;
 
 /// What ECS handlers work with.
