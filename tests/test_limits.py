@@ -35,8 +35,8 @@ def test_processes(tasks, neighbour):
     script = "mkfifo /p; n=0; while :; do (read x < /p) & n=$((n+1)); [ $((n % 500)) = 0 ] && echo $n; done"
     ended = tasks.run_to_end(tasks.container(script, linuxParameters={"initProcessEnabled": False}), timeout=120,
                              cpu="1024", memory="4096")
-    assert "can't fork: Resource temporarily unavailable" in ended.lines[-1], ended.lines
-    assert ended.lines[-2] == "4000" and ended.exit_code == 2, ended.lines
+    assert any("can't fork: Resource temporarily unavailable" in line for line in ended.lines), ended.lines
+    assert "4000" in ended.lines and "4500" not in ended.lines and ended.exit_code == 2, ended.lines
     assert not group_files(tasks, ended.task["taskArn"], "pids", "pids.current")
 
 
@@ -64,8 +64,9 @@ def test_disk_full(tasks, neighbour):
         "fallocate -l 15g /a && echo room; fallocate -l 15g /b || echo full; "
         "dd if=/dev/zero of=/c bs=1M count=6000 || echo full again; echo alive"
     )
-    assert ended.lines[0] == "room" and ended.lines[-1] == "alive" and "full" in ended.lines, ended.lines
-    assert any("No space left on device" in line for line in ended.lines)
+    # Standard output and error are two pipes: their order among each other is open.
+    assert {"room", "full", "full again", "alive"} <= set(ended.lines), ended.lines
+    assert sum("No space left on device" in line for line in ended.lines) == 2, ended.lines
 
 
 def test_largest_size(tasks):
@@ -83,6 +84,6 @@ def test_largest_size(tasks):
 def test_child_killed_for_memory(tasks):
     """ECS says so whatever the container makes of it (amazon-ecs-agent issue 2467)."""
     ended = tasks.run_to_end(tasks.container("tail /dev/zero; echo child $?; exit 0", memory=32))
-    assert ended.lines[-1] == "child 137" and ended.exit_code == 0
+    assert "child 137" in ended.lines and ended.exit_code == 0
     assert ended.container["reason"] == "OutOfMemoryError: Container killed due to memory usage"
     assert ended.task["stopCode"] == "EssentialContainerExited"
