@@ -65,8 +65,16 @@ def busybox(path, programs=()):
     return layout.finish()
 
 
-def large(path, megabytes, layers, seed=1):
-    """`megabytes` of files that compress to about half, as programs and libraries do."""
+# Both compress to about half, as programs and libraries do. The first has long runs of zeros, which
+# Coracle leaves out of the files; the second has none, and is all work for the decompressor.
+DATA = {
+    "zeros": lambda source, size: source.randbytes(size // 2) + bytes(size // 2),
+    "text": lambda source, size: source.randbytes(size // 2).hex().encode(),
+}
+
+
+def large(path, megabytes, layers, seed=1, data="zeros"):
+    """An image of `megabytes` of files of 4 KiB to 4 MiB."""
     layout = Layout(path)
     layout.layer(busybox_tar())
     source = random.Random(seed)
@@ -77,10 +85,10 @@ def large(path, megabytes, layers, seed=1):
             left, number = each, 0
             while left > 0:
                 size = min(left, source.choice([4 << 10, 64 << 10, 1 << 20, 4 << 20]))
-                half = source.randbytes(size // 2)
+                content = DATA[data](source, size)
                 entry = tarfile.TarInfo(f"data/{index}/{number}")
-                entry.size = len(half) * 2
-                tar.addfile(entry, io.BytesIO(half + bytes(len(half))))
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
                 left -= size
                 number += 1
         layout.layer(out.getvalue())

@@ -3,7 +3,7 @@
 import oci_image
 import pytest
 from server import Server, leaks, until
-from tasks import Tasks
+from tasks import IDLE, Tasks
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -58,3 +58,15 @@ def own_server():
         state_dir = running.state_dir
         running.destroy()
         until(lambda: not leaks(state_dir), lambda: f"left behind: {leaks(state_dir)}", timeout=10)
+
+
+@pytest.fixture(scope="session")
+def restarting_task(server, image):
+    """A task with a container that is restarted a minute after its start (test_restart_policy.py)."""
+    tasks = Tasks(server)
+    tasks.image = image
+    # The number of its runs is on its writable layer, which a restart keeps.
+    script = "echo x >> /runs; n=$(wc -l < /runs); echo run $n; [ $n = 1 ] && sleep 61; exit 5"
+    policy = {"enabled": True, "restartAttemptPeriod": 60}
+    again = tasks.container(script, name="again", essential=False, restartPolicy=policy)
+    return tasks.run(tasks.register(again, tasks.container(IDLE)))["taskArn"]

@@ -112,13 +112,13 @@ class Image:
 
 
 def build(layers=None, **config):
-    """An image of `layers`: pairs of an uncompressed tar and its compression. `config` is its
+    """An image of `layers`: pairs of an uncompressed tar and its compression, or what is served as its gzip. `config` is its
     execution configuration (`Cmd=[…]`, `Env=[…]`, …)."""
     second = "zstd" if shutil.which("zstd") else "gzip"
     layers = layers or [(base_layer(), "gzip"), (second_layer(), second)]
     blobs, descriptors = {}, []
     for tar, how in layers:
-        data = compress(tar, how)
+        data, how = (how, "gzip") if isinstance(how, bytes) else (compress(tar, how), how)
         blobs[digest(data)] = data
         suffix = f"+{how}" if how else ""
         descriptors.append({"mediaType": LAYER + suffix, "digest": digest(data), "size": len(data)})

@@ -1,6 +1,7 @@
 """Requests that no client library would send: each gets a clear error, and the server stays well."""
 
 import datetime
+import gzip
 import http.client
 import json
 import socket
@@ -20,8 +21,8 @@ class Raw:
         settings = server.settings
         self.key = (settings["AWS_ACCESS_KEY_ID"], settings["AWS_SECRET_ACCESS_KEY"])
 
-    def signed(self, operation, body, *, key=None, service="ecs", region=None, target=TARGET):
-        headers = {"Content-Type": "application/x-amz-json-1.1", "X-Amz-Target": f"{target}{operation}"}
+    def signed(self, operation, body, *, key=None, service="ecs", region=None, target=TARGET, more=None):
+        headers = {"Content-Type": "application/x-amz-json-1.1", "X-Amz-Target": f"{target}{operation}"} | (more or {})
         request = botocore.awsrequest.AWSRequest("POST", self.server.url + "/", headers=headers, data=body)
         credentials = botocore.credentials.Credentials(*(key or self.key))
         botocore.auth.SigV4Auth(credentials, service, region or self.server.region).add_auth(request)
@@ -152,6 +153,24 @@ def test_too_large(raw):
         pass
     finally:
         connection.close()
+
+
+def test_compressed_body(raw):
+    """The SDKs' request compression is for operations whose model has it: none that is served."""
+    body = gzip.compress(b'{"clusters":["default"]}')
+    headers = raw.signed("DescribeClusters", body)
+    message = raw.refused(headers | {"Content-Encoding": "gzip"}, body, "SerializationException")
+    assert "Content-Encoding 'gzip'" in message and "uncompressed" in message
+    raw.refused(headers, body, "SerializationException")
+    raw.refused(headers | {"Content-Encoding": "br, gzip"}, body, "SerializationException")
+
+
+@pytest.mark.parametrize("kind", ["UNSIGNED-PAYLOAD", "STREAMING-UNSIGNED-PAYLOAD-TRAILER"])
+def test_unsigned_body(raw, kind):
+    """What S3 takes: a body that whoever is between client and server may change."""
+    body = b'{"clusters":["default"]}'
+    headers = raw.signed("DescribeClusters", body, more={"X-Amz-Content-SHA256": kind})
+    assert "SHA-256 of the body" in raw.refused(headers, body, "InvalidSignatureException")
 
 
 def test_not_http(raw):

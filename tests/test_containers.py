@@ -7,6 +7,10 @@ from server import instance_of
 from tasks import IDLE
 
 
+# Begun here, so that it need not be waited for where it is looked at (test_restart_policy.py).
+pytestmark = pytest.mark.usefixtures("restarting_task")
+
+
 def after(name, condition):
     return {"dependsOn": [{"containerName": name, "condition": condition}]}
 
@@ -204,13 +208,6 @@ def test_disk_size(tasks):
     assert 18 < size <= 20
 
 
-def test_disk_full(tasks):
-    # fallocate takes the room without writing it.
-    ended = tasks.run_to_end("fallocate -l 15g /a && echo room; fallocate -l 15g /b || echo full; echo alive")
-    assert ended.lines[0] == "room" and ended.lines[-2:] == ["full", "alive"], ended.lines
-    assert any("No space left on device" in line for line in ended.lines)
-
-
 def test_limits_of_the_task(tasks):
     arn = tasks.run(tasks.register(tasks.container(IDLE), cpu="512", memory="1024"))["taskArn"]
     tasks.wait(arn, "RUNNING")
@@ -245,6 +242,20 @@ def test_confinement(tasks):
     assert int(outside) >= 1 << 16 and int(count) <= 1 << 16, text
     for word in ("no-mount", "no-unshare", "no-sysrq", "no-device", "no-dmesg"):
         assert word in ended.lines, text
+
+
+def test_control_groups_are_read_only(tasks):
+    ended = tasks.run_to_end(
+        "for f in /sys/fs/cgroup /sys/fs/cgroup/*/; do mkdir $f/x 2>&1; done; find /sys/fs/cgroup -name cgroup.procs; "
+        "for f in $(find /sys/fs/cgroup -type f); do (echo 0 > $f) 2>/dev/null && echo wrote $f; done; "
+        "awk '$5 ~ \"^/sys\" {print $6, $5}' /proc/self/mountinfo"
+    )
+    assert any(line.endswith("cgroup.procs") for line in ended.lines), "its own group is visible"
+    assert any("Read-only file system" in line for line in ended.lines), ended.lines
+    assert not [line for line in ended.lines if line.startswith("wrote")], ended.lines
+    # Of mounts at one place the last is seen.
+    seen = dict(reversed(line.split()) for line in ended.lines if line.startswith(("ro,", "rw,", "ro ", "rw ")))
+    assert "/sys/fs/cgroup" in seen and all(options.startswith("ro") for options in seen.values()), seen
 
 
 def test_host_is_invisible(tasks):

@@ -8,7 +8,7 @@ import time
 import oci_image
 from botocore.exceptions import BotoCoreError, ClientError
 from server import until
-from tasks import Tasks
+from tasks import IDLE, Tasks
 
 ROUNDS = 10
 # Says once that it started, counts, and ends by itself or when stopped.
@@ -124,6 +124,19 @@ def test_exit_while_down(own_server):
     ended = tasks.ended(arn)
     assert ended.exit_code == 42 and ended.lines == ["up", "down"]
     assert ended.task["stopCode"] == "EssentialContainerExited"
+
+
+def test_ends_without_a_word_after_a_restart(own_server):
+    """All that the task wrote was stored before the restart: nothing is to be waited for at its end."""
+    tasks = Tasks(own_server.start())
+    tasks.image = tasks.push(oci_image.build(), "busybox")
+    arn = tasks.run(tasks.register(tasks.container(f"echo up; {IDLE}")))["taskArn"]
+    tasks.wait_for_line(arn, "up")
+    own_server.stop()
+    own_server.start()
+    tasks.stop(arn)
+    ended = tasks.ended(arn)
+    assert ended.exit_code == 7 and ended.lines == ["up"]
 
 
 def test_stopped_in_an_orderly_way_tasks_go_on(own_server):

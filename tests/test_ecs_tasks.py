@@ -263,6 +263,15 @@ def test_refused_definitions(tasks):
     for size in ({"cpu": "300"}, {"cpu": "256", "memory": "4096"}, {"memory": "100"}):
         with refused("ClientException"):
             tasks.register(tasks.container("true"), **size)
+    for size in ({"cpu": "16384", "memory": "30720"}, {"cpu": "16384", "memory": "33792"}, {"cpu": "8192", "memory": "17408"}):
+        with refused("ClientException", "No Fargate configuration exists"):
+            tasks.register(tasks.container("true"), **size)
+    with refused("ClientException", "greater than for the task"):
+        tasks.register(tasks.container("true", memory=513))
+    with refused("ClientException", "sum of the memory"):
+        tasks.register(tasks.container("true", memory=300), tasks.container("true", name="side", memory=300))
+    with refused("ClientException", "sum of all container 'cpu' values"):
+        tasks.register(tasks.container("true", cpu=200), tasks.container("true", name="side", cpu=100))
     with refused("ClientException"):
         tasks.register(tasks.container("true"), tasks.container("true"))
     with refused("ClientException"):

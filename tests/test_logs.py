@@ -32,6 +32,19 @@ def test_long_and_odd_lines(tasks):
     assert '\ttab "quoted" \\back' in ended.lines
 
 
+def test_lines_beyond_the_size_of_an_event(tasks):
+    """CloudWatch's events hold 256 KiB less 26 bytes: a longer line becomes several, nothing is lost."""
+    ended = tasks.run_to_end(
+        "echo first; head -c 1572864 /dev/zero | tr '\\0' x; echo; echo between; head -c 1100000 /dev/zero | tr '\\0' y", timeout=60
+    )
+    most = 262144 - 26
+    assert ended.lines[0] == "first"
+    at = ended.lines.index("between")
+    for letter, lines, size in (("x", ended.lines[1:at], 1572864), ("y", ended.lines[at + 1 :], 1100000)):
+        assert [len(line) for line in lines] == [most] * (size // most) + [size % most]
+        assert all(set(line) == {letter} for line in lines)
+
+
 def test_group_must_exist(tasks):
     options = {"awslogs-group": unique("/nowhere"), "awslogs-region": tasks.server.region, "awslogs-stream-prefix": "x"}
     container = tasks.container("echo x", log=False) | {"logConfiguration": {"logDriver": "awslogs", "options": options}}

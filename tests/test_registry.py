@@ -117,28 +117,11 @@ def test_damaged_layers(tasks, foreign, tmp_path):
     layer = list(image.blobs)[1].removeprefix("sha256:")
     stored = next((tmp_path / "data").rglob(f"{layer}/data"))
     good = stored.read_bytes()
-    for bad in (good[:-700], good[:600] + bytes([good[600] ^ 1]) + good[601:]):
+    truncated, changed = good[:-700], good[:600] + bytes([good[600] ^ 1]) + good[601:]
+    for bad, said in ((truncated, "unexpected EOF"), (changed, f"expected digest sha256:{layer}")):
         stored.write_bytes(bad)
         ended = tasks.run_to_end(tasks.container("true", image=reference), timeout=90)
-        assert "CannotPullContainerError" in ended.task["stoppedReason"], ended.task
+        assert ended.task["stoppedReason"].startswith("CannotPullContainerError: "), ended.task
+        assert said in ended.task["stoppedReason"], ended.task
     stored.write_bytes(good)
     assert tasks.run_to_end(tasks.container("ls /marker", image=reference)).lines == ["/marker"]
-
-
-@pytest.mark.parametrize("name", ["../../evil", "/../../../evil", "opt/../../../evil"])
-def test_hostile_names_in_layers(tasks, name):
-    layer = oci_image.Tar().add(name, b"evil").done()
-    reference = tasks.push(oci_image.build([(oci_image.base_layer(), "gzip"), (layer, "gzip")]), "hostile", "v1")
-    ended = tasks.run_to_end(tasks.container("ls / /opt", image=reference))
-    assert "CannotPullContainerError" in ended.task["stoppedReason"] or ended.exit_code == 0, ended
-    unpacked = [str(path) for path in tasks.server.base.rglob("evil")]
-    assert all("/agent/images/" in path for path in unpacked), unpacked
-
-
-def test_hostile_links_in_layers(tasks):
-    target = tasks.server.base / "victim"
-    target.mkdir(exist_ok=True)
-    layer = oci_image.Tar().symlink("out", str(target)).add("out/evil", b"evil").done()
-    reference = tasks.push(oci_image.build([(oci_image.base_layer(), "gzip"), (layer, "gzip")]), "hostile", "v2")
-    tasks.run_to_end(tasks.container("true", image=reference))
-    assert list(target.iterdir()) == []

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import signal
 import socket
 import subprocess
@@ -125,16 +124,41 @@ def test_state_directory_unusable(tmp_path):
     assert "cannot create the state directory /proc/coracle" in error
 
 
+def as_nobody(*arguments):
+    """Runs the program as a user without rights. The binary may be where only root can look."""
+    with open(CORACLE, "rb") as binary:
+        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", f"/proc/self/fd/{binary.fileno()}"]
+        return subprocess.run([*command, *arguments], capture_output=True, text=True, pass_fds=[binary.fileno()],
+                              env=clean_environment(HOME="/nonexistent"), timeout=60)
+
+
 def test_not_root(tmp_path):
     os.chmod(tmp_path, 0o777)
-    # The binary may be where only root can look.
-    copy = pathlib.Path("/proc/self/fd")
-    with open(CORACLE, "rb") as binary:
-        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", f"{copy}/{binary.fileno()}", "up",
-                   "--state-dir", str(tmp_path / "s")]
-        done = subprocess.run(command, capture_output=True, text=True, pass_fds=[binary.fileno()], env=clean_environment())
+    done = as_nobody("up", "--state-dir", str(tmp_path / "s"))
     assert done.returncode == 1, done.stderr
     assert "needs root" in done.stderr and "sudo coracle up" in done.stderr
+    assert not (tmp_path / "s").exists()
+
+
+def test_doctor_without_root(tmp_path):
+    done = as_nobody("doctor", "--state-dir", str(tmp_path / "s"))
+    assert "panicked" not in done.stderr and done.returncode in (0, 1)
+    assert "sudo coracle doctor" in done.stderr, done.stderr
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert "FAIL" in lines["privileges"] and "run Coracle as root" in lines["privileges"], done.stdout
+    # What could not be tried is not said to be missing.
+    for name in ("nftables", "overlayfs", "loop-devices"):
+        assert "warn" in lines[name] and "only root can" in lines[name], done.stdout
+    checks = json.loads(as_nobody("doctor", "--state-dir", str(tmp_path / "s"), "--output", "json").stdout)["checks"]
+    assert all(check["status"] == "ok" or check["advice"] for check in checks), checks
+
+
+def test_other_commands_without_root(server):
+    """A state directory belongs to root, its key too: the commands say so."""
+    for command in ("env", "ps", "images"):
+        done = as_nobody(command, "--state-dir", str(server.state_dir))
+        assert done.returncode == 1 and "panicked" not in done.stderr, (command, done)
+        assert "ermission denied" in done.stderr and str(server.state_dir) in done.stderr, done.stderr
 
 
 def test_interrupt_ends_it():

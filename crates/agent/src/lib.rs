@@ -115,6 +115,22 @@ pub fn architecture() -> &'static str {
     }
 }
 
+/// Removes what an instance has on this host and no agent serves any more: its sandboxes (a task
+/// that still runs ends at once), control groups and network. The state below `dir` stays.
+///
+/// # Errors
+/// Something cannot be removed.
+pub async fn remove_from_host(
+    dir: &std::path::Path,
+    instance: &Instance,
+    network: &Network,
+) -> Result<(), AgentError> {
+    Slots::end_all_below(dir).await?;
+    Cgroups::detect(instance)?.teardown(LEFT_OVER_TIMEOUT)?;
+    network.teardown().await?;
+    Ok(())
+}
+
 /// An agent whose host is in order and whose tasks are found again.
 pub struct Agent {
     host: Arc<Host>,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use link::{AgentEnd, AssignmentDelta, DeltaError, TaskAssignment, ToAgent, ToControl};
+use link::{AgentEnd, AssignmentDelta, DeltaError, PullProgress, TaskAssignment, ToAgent, ToControl};
 use model::TaskId;
 use model::observation::Observation;
 use model::sandbox::LogBatch;
@@ -30,6 +30,14 @@ impl Uplink {
     /// As [`Uplink::report`].
     pub async fn logs(&self, task: &TaskId, batch: LogBatch) {
         drop(self.0.send(ToControl::Logs { task: task.clone(), batch }).await);
+    }
+
+    /// Never waits: while control is behind, there are things that matter more.
+    pub fn pulling(&self, task: &TaskId, container: &str, progress: PullProgress) {
+        if self.0.capacity() > self.0.max_capacity() / 2 {
+            let (task, container) = (task.clone(), container.to_owned());
+            drop(self.0.try_send(ToControl::Pulling { task, container, progress }));
+        }
     }
 }
 

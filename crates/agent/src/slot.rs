@@ -76,7 +76,7 @@ pub struct SlotConfig {
     /// Where numbers begin, modulo the highest: agents on one machine that begin apart give their
     /// sandboxes user ids apart.
     pub first_number: u32,
-    /// Slots kept ready.
+    /// Slots kept ready; with none, no task of the default size can start.
     pub ready: usize,
 }
 
@@ -143,10 +143,22 @@ impl Slots {
             numbers: Mutex::new(numbers),
             ready: tokio::sync::Mutex::new(receiver),
         });
-        for _ in 0..MAKERS {
+        let makers = if slots.config.ready == 0 { 0 } else { MAKERS };
+        for _ in 0..makers {
             tokio::spawn(slots.clone().keep_ready(sender.clone()));
         }
         Ok(slots)
+    }
+
+    /// Ends every sandbox below the agent's directory `dir`, those of tasks too.
+    ///
+    /// # Errors
+    /// One does not end.
+    pub(crate) async fn end_all_below(dir: &Path) -> Result<(), SlotError> {
+        for (_, process) in process::find_below(&dir.join("slots")) {
+            process.kill().await?;
+        }
+        Ok(())
     }
 
     async fn keep_ready(self: Arc<Self>, ready: mpsc::Sender<Slot>) {

@@ -157,7 +157,9 @@ impl TaskDriver {
     fn is_over(&self, state: &SandboxState) -> bool {
         state.phase == SandboxPhase::Ended
             && state.containers.iter().all(|c| {
-                !self.has_log(&c.name) || self.logs_stored.get(&c.name).copied().unwrap_or(0) >= c.log_end
+                // An earlier agent may have had the last of them acknowledged.
+                let stored = self.logs_stored.get(&c.name).copied().unwrap_or(0).max(c.log_acknowledged);
+                !self.has_log(&c.name) || stored >= c.log_end
             })
     }
 

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use agent::host::{Status, probe};
@@ -11,7 +12,7 @@ use support::on_private_host;
 fn a_host_that_can_run_tasks_is_found_able() {
     on_private_host("a_host_that_can_run_tasks_is_found_able", || {
         let look = || {
-            let script = "cat /proc/self/mountinfo | wc -l; ls -A /tmp | grep coracle-doctor; nft list tables; losetup -a | grep deleted; ip netns; true";
+            let script = "cat /proc/self/mountinfo | wc -l; find $TMPDIR -name '*doctor*'; nft list tables; losetup -a | grep $TMPDIR; ls /run/netns; true";
             let output = Command::new("sh").args(["-c", script]).output().unwrap();
             String::from_utf8(output.stdout).unwrap()
         };
@@ -38,6 +39,7 @@ fn a_host_that_can_run_tasks_is_found_able() {
 #[test]
 fn without_privileges_it_says_what_is_missing() {
     on_private_host("without_privileges_it_says_what_is_missing", || {
+        std::fs::set_permissions(std::env::temp_dir(), std::fs::Permissions::from_mode(0o777)).unwrap();
         // Only this thread, and what it starts.
         let dropped = std::thread::spawn(|| {
             rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(65534)).unwrap();
@@ -48,7 +50,9 @@ fn without_privileges_it_says_what_is_missing() {
         let status = |name: &str| facts.checks.iter().find(|check| check.name == name).unwrap().status;
         assert_eq!(facts.status(), Status::Fail);
         assert_eq!(status("privileges"), Status::Fail);
-        assert_eq!(status("nftables"), Status::Fail);
-        assert_eq!(status("overlayfs"), Status::Fail);
+        // What only root can try is not said to be missing.
+        for name in ["nftables", "overlayfs", "idmapped-mounts", "loop-devices"] {
+            assert_eq!(status(name), Status::Warn, "{name}");
+        }
     });
 }

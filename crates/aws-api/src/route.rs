@@ -103,6 +103,29 @@ impl Routed {
         Err(common::unsupported_operation(self.service, self.operation.name))
     }
 
+    /// Refuses a body in a content coding. SDKs compress only what an operation's model says may be
+    /// (`requestCompression`, such as CloudWatch's PutMetricData), which is nothing that is served.
+    ///
+    /// # Errors
+    /// SerializationException, which names the coding.
+    pub fn require_plain_body(&self, parts: &Parts) -> Result<(), Error> {
+        let codings = parts.headers.get_all(header::CONTENT_ENCODING).iter();
+        let codings = codings.flat_map(|value| value.to_str().unwrap_or("?").split(','));
+        // The signature has taken `aws-chunked` away.
+        let plain = ["", "identity", "aws-chunked"];
+        match codings
+            .map(str::trim)
+            .find(|coding| !plain.iter().any(|name| name.eq_ignore_ascii_case(coding)))
+        {
+            None => Ok(()),
+            Some(coding) => Err(common::serialization(format!(
+                "{}:{} takes no body with Content-Encoding '{coding}': send it uncompressed.",
+                self.service.info().name,
+                self.operation.name
+            ))),
+        }
+    }
+
     /// Validates and parses the body of a request for `O`. After signature verification, `body` is
     /// that of [`sigv4::Verified`].
     ///

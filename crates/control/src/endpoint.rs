@@ -6,13 +6,14 @@ use std::sync::Arc;
 use aws_api::{Routed, Service, sigv4};
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
 use http::StatusCode;
 use http::request::Parts;
 use http_body_util::{BodyExt, Limited};
+use model::TaskId;
 
 use crate::api::{self, Answer, Caller, Services};
 use crate::random;
@@ -35,6 +36,7 @@ impl Endpoint {
         Router::new()
             .route("/_coracle/health", get(|| async { "ok\n" }))
             .route("/_coracle/reset", post(empty))
+            .route("/_coracle/tasks/{task}/pulls", get(pulls))
             .fallback(aws)
             .with_state(Arc::new(self))
             .merge(registry)
@@ -72,13 +74,8 @@ async fn aws(State(endpoint): State<Arc<Endpoint>>, request: Request) -> Respons
 
 /// `coracle reset`: empties an ephemeral server. Signed like any other call.
 async fn empty(State(endpoint): State<Arc<Endpoint>>, request: Request) -> Response {
-    let (parts, body) = request.into_parts();
-    let body = match Limited::new(body, MAX_BODY).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(_) => return StatusCode::PAYLOAD_TOO_LARGE.into_response(),
-    };
-    if let Err(error) = endpoint.authenticate(&parts, &body, Service::Ecs, &random::uuid()) {
-        return (StatusCode::FORBIDDEN, error.to_string()).into_response();
+    if let Err(refused) = endpoint.own_call(request).await {
+        return refused;
     }
     match endpoint.control.reset().await {
         Ok(()) => StatusCode::NO_CONTENT.into_response(),
@@ -89,6 +86,28 @@ async fn empty(State(endpoint): State<Arc<Endpoint>>, request: Request) -> Respo
             tracing::error!(error = &error as &dyn std::error::Error, "the server cannot be emptied");
             (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response()
         }
+    }
+}
+
+/// `coracle run`: how far the pulls of a task are, as an object of [`link::PullProgress`] by container; empty when none is
+/// under way. Signed like any other call.
+async fn pulls(
+    State(endpoint): State<Arc<Endpoint>>,
+    Path(task): Path<String>,
+    request: Request,
+) -> Response {
+    let caller = match endpoint.own_call(request).await {
+        Ok(caller) => caller,
+        Err(refused) => return refused,
+    };
+    let Ok(task) = TaskId::parse(&task) else { return StatusCode::NOT_FOUND.into_response() };
+    let known = endpoint
+        .control
+        .pulls()
+        .of(&task, |scope| scope.account == caller.account && scope.region == caller.region);
+    match serde_json::to_vec(&known) {
+        Ok(json) => ([(http::header::CONTENT_TYPE, "application/json")], json).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
 
@@ -106,7 +125,21 @@ impl Endpoint {
     ) -> Result<Answer, aws_api::Error> {
         let (caller, body) = self.authenticate(parts, &body, routed.service, request_id)?;
         routed.require_served()?;
+        routed.require_plain_body(parts)?;
         api::dispatch(&self.services, &caller, routed, &body).await
+    }
+
+    /// Who calls one of Coracle's own paths; else the answer to give.
+    async fn own_call(&self, request: Request) -> Result<Caller, Response> {
+        let (parts, body) = request.into_parts();
+        let body = match Limited::new(body, MAX_BODY).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(_) => return Err(StatusCode::PAYLOAD_TOO_LARGE.into_response()),
+        };
+        match self.authenticate(&parts, &body, Service::Ecs, &random::uuid()) {
+            Ok((caller, _)) => Ok(caller),
+            Err(error) => Err((StatusCode::FORBIDDEN, error.to_string()).into_response()),
+        }
     }
 
     /// Who calls: today the account's root user, or nobody.

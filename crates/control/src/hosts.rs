@@ -5,7 +5,8 @@
 //! sends each change of it as a delta. Reports are stored before anything follows from them.
 
 mod assignment;
-mod logs;
+pub(crate) mod logs;
+pub mod pulls;
 mod reports;
 
 use std::collections::HashMap;
@@ -24,6 +25,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::clock::Clock;
+use crate::hosts::pulls::Pulls;
 use crate::keys::{self, TaskPath};
 use crate::telemetry::logs::LogStore;
 
@@ -48,6 +50,8 @@ pub struct Hosts {
     pub wake: Arc<Notify>,
     /// Woken when a host has said hello and its record is stored.
     pub connected: Arc<Notify>,
+    /// Where sessions put what they hear of pulls.
+    pub pulls: Pulls,
 }
 
 /// Why a session ended.
@@ -79,6 +83,13 @@ struct Session<'a> {
     tasks: HashMap<TaskId, Known>,
     subnets: HashMap<SubnetId, Subnet>,
     to_agent: mpsc::UnboundedSender<ToAgent>,
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        // Nobody says any more how far they are.
+        self.hosts.pulls.over(self.tasks.keys());
+    }
 }
 
 impl Hosts {
@@ -145,9 +156,11 @@ impl Hosts {
                             Some(ToControl::Hello { host, generation }) => return Ok((host, generation)),
                             Some(ToControl::Report { observation }) => session.reported(vec![observation]).await?,
                             Some(ToControl::Logs { task, batch }) => session.logged(&log_queue, task, batch).await,
+                            Some(ToControl::Pulling { task, container, progress }) => session.pulling(task, container, progress),
                         }
                     }
                     ToControl::Logs { task, batch } => session.logged(&log_queue, task, batch).await,
+                    ToControl::Pulling { task, container, progress } => session.pulling(task, container, progress),
                 },
             }
         }
@@ -159,7 +172,7 @@ async fn wait_for_hello(end: &mut ControlEnd) -> Result<(Host, u64), SessionErro
         match end.from_agent.recv().await.ok_or(SessionError::Closed)? {
             ToControl::Hello { host, generation } => return Ok((host, generation)),
             // Of the session that broke: the agent says it again after its hello.
-            ToControl::Report { .. } | ToControl::Logs { .. } => {}
+            ToControl::Report { .. } | ToControl::Logs { .. } | ToControl::Pulling { .. } => {}
         }
     }
 }

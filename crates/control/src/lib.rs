@@ -31,6 +31,7 @@ use crate::credentials::AccessKey;
 use crate::endpoint::Endpoint;
 use crate::first_start::{DefaultNetwork, FirstStartError};
 use crate::hosts::Hosts;
+use crate::hosts::pulls::Pulls;
 use crate::reconcile::Reconciler;
 use crate::registry::{Namespace, Registry};
 use crate::telemetry::logs::LogStore;
@@ -92,6 +93,7 @@ pub struct Control {
     clock: Clock,
     wake: Arc<Notify>,
     connected: Arc<Notify>,
+    pulls: Pulls,
 }
 
 impl Control {
@@ -124,7 +126,18 @@ impl Control {
             default_subnet: network.subnet.clone(),
             default_security_group: network.security_group.clone(),
         };
-        Ok(Self { config, store, logs, registry, network, ecs, clock, wake, connected: Arc::default() })
+        Ok(Self {
+            config,
+            store,
+            logs,
+            registry,
+            network,
+            ecs,
+            clock,
+            wake,
+            connected: Arc::default(),
+            pulls: Pulls::default(),
+        })
     }
 
     #[must_use]
@@ -141,6 +154,15 @@ impl Control {
     #[must_use]
     pub fn default_network(&self) -> &DefaultNetwork {
         &self.network
+    }
+
+    /// Asks for the end of every task, in the orderly way (its stop signal, its `stopTimeout`); says how
+    /// many there were.
+    ///
+    /// # Errors
+    /// The store cannot be read or written.
+    pub async fn stop_all_tasks(&self, reason: &str) -> Result<usize, aws_api::Error> {
+        api::ecs::stop_all(&self.ecs, reason).await
     }
 
     /// The HTTP service: all AWS APIs and the registry.
@@ -170,7 +192,14 @@ impl Control {
             registry: Arc::new(grant),
             wake: self.wake.clone(),
             connected: self.connected.clone(),
+            pulls: self.pulls.clone(),
         }
+    }
+
+    /// How far pulls are.
+    #[must_use]
+    pub fn pulls(&self) -> &Pulls {
+        &self.pulls
     }
 
     /// Woken when a host's session has begun.
@@ -209,8 +238,6 @@ impl Control {
             if let Err(error) = self.registry.sweep(self.clock.now()).await {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the registry cannot be swept");
             }
-            // What fails is logged there; the next sweep tries again.
-            let _ = api::ecs::sweep(&self.store, self.clock.now()).await;
         }
     }
 }

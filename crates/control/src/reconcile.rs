@@ -22,6 +22,7 @@ use store::{CommitError, Range, Revision, Store, Txn};
 use tokio::sync::{Notify, watch};
 
 use crate::clock::Clock;
+use crate::hosts::logs::cursor_source;
 use crate::keys::{self, Scope, TaskPath};
 use crate::telemetry::logs::{LogError, LogStore};
 
@@ -183,7 +184,12 @@ impl Reconciler {
             txn = txn.put_json(&key, assignment);
             made.push((&pending[at].path, &intents[at], assignment));
         }
+        let mut log_sources = Vec::new();
         for path in plan.forget.iter().filter_map(|task| capacity.path_of_ended(task)) {
+            if let Some(task) = self.store.get_json::<Task>(&path.intent()).await? {
+                let logged = task.value.spec.containers.iter().filter(|container| container.log.is_some());
+                log_sources.extend(logged.map(|container| cursor_source(&task.value.id, &container.name)));
+            }
             txn = txn.delete(path.intent()).delete(path.assignment()).delete(path.observation());
         }
         if txn.is_empty() {
@@ -196,6 +202,16 @@ impl Reconciler {
         for task in &plan.forget {
             capacity.forgotten(task);
         }
+        // After the tasks: what a host still sends of an unknown task is refused, so no record can
+        // come a second time. What stays after a failure is swept up later.
+        if !log_sources.is_empty()
+            && let Err(error) = self.logs.forget_cursors(&log_sources).await
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cursors of ended tasks stay");
+        }
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,7 @@ use aws_api::sigv4::Credentials;
 use aws_api::{Operation, Timestamp};
 use bytes::Bytes;
 use control::credentials::AccessKey;
+use serde::de::DeserializeOwned;
 
 use crate::state_dir::{self, Endpoint};
 
@@ -58,15 +59,25 @@ impl Client {
 
     /// Posts to one of Coracle's own paths, signed.
     pub async fn post(&self, path: &str) -> anyhow::Result<()> {
-        let url = format!("{}{path}", self.server.url);
-        let mut request = http::Request::post(url).body(Bytes::new()).context("cannot make the request")?;
+        self.own(http::Method::POST, path).await.map(drop)
+    }
+
+    /// Gets JSON from one of Coracle's own paths, signed.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        let body = self.own(http::Method::GET, path).await?;
+        serde_json::from_slice(&body).context("the server's answer makes no sense")
+    }
+
+    async fn own(&self, method: http::Method, path: &str) -> anyhow::Result<Bytes> {
+        let request = http::Request::builder().method(method).uri(format!("{}{path}", self.server.url));
+        let mut request = request.body(Bytes::new()).context("cannot make the request")?;
         aws_api::sigv4::sign(&mut request, &self.credentials, &self.server.region, "ecs", now())
             .context("cannot sign the request")?;
         let (status, body) = self.send(request).await?;
         if !status.is_success() {
             bail!("{}", String::from_utf8_lossy(&body).trim());
         }
-        Ok(())
+        Ok(body)
     }
 
     async fn send(&self, request: http::Request<Bytes>) -> anyhow::Result<(http::StatusCode, Bytes)> {

@@ -2,7 +2,9 @@
 
 mod client;
 mod commands;
+mod down;
 mod logging;
+mod roles;
 mod state_dir;
 mod supervisor_binary;
 mod up;
@@ -32,6 +34,11 @@ struct Cli {
 enum Command {
     /// Start Coracle on this machine: control and agent in one process
     Up(Box<up::UpArgs>),
+    /// Take down what a stopped server left on this machine: its tasks and their network
+    ///
+    /// A server that ends leaves its tasks running, on purpose. This ends them too, in the orderly
+    /// way. The state is kept unless told otherwise.
+    Down(down::DownArgs),
     /// Print what points AWS clients at the server: eval "$(coracle env)"
     Env,
     /// Run a container as a task: its output here, its exit code passed on
@@ -65,6 +72,7 @@ fn main() -> ExitCode {
     let context = Context { state_dir: cli.state_dir, output: cli.output };
     let outcome = match cli.command {
         Command::Up(args) => done(up::main(&context.state_dir, *args)),
+        Command::Down(args) => done(down::main(&context, &args)),
         Command::Env => done(commands::env::main(&context)),
         Command::Run(args) => block_on(commands::run::main(&context, &args)),
         Command::Ps(args) => done(block_on(commands::ps::main(&context, &args))),

@@ -67,6 +67,12 @@ impl StateDir {
     pub fn make_ephemeral(&self) -> anyhow::Result<bool> {
         let marker = self.join("ephemeral");
         let left_over = self.join("state.db").exists();
+        if !marker.exists() && !left_over && self.holds_foreign_files()? {
+            bail!(
+                "{} holds files that are not Coracle's, and --ephemeral would remove them; give another --state-dir",
+                self.path.display()
+            );
+        }
         if left_over && !marker.exists() {
             bail!(
                 "{} holds the state of a Coracle that is not ephemeral, and --ephemeral would remove it; \
@@ -78,9 +84,42 @@ impl StateDir {
         Ok(left_over)
     }
 
+    /// Whether there is something that no server put there.
+    fn holds_foreign_files(&self) -> anyhow::Result<bool> {
+        let entries =
+            std::fs::read_dir(&self.path).with_context(|| format!("cannot read {}", self.path.display()))?;
+        Ok(entries.flatten().any(|entry| !entry.file_name().to_str().is_some_and(is_ours)))
+    }
+
+    pub fn is_ephemeral(&self) -> bool {
+        self.join("ephemeral").exists()
+    }
+
+    /// Removes what a server keeps here, and the directory unless something else is in it.
+    pub fn remove(self) -> anyhow::Result<()> {
+        let cannot = |path: &Path| format!("cannot remove {}", path.display());
+        for entry in std::fs::read_dir(&self.path).with_context(|| cannot(&self.path))?.flatten() {
+            let path = entry.path();
+            if !entry.file_name().to_str().is_some_and(is_ours) {
+                continue;
+            }
+            let removed = match entry.file_type() {
+                Ok(kind) if kind.is_dir() => std::fs::remove_dir_all(&path),
+                _ => std::fs::remove_file(&path),
+            };
+            removed.with_context(|| cannot(&path))?;
+        }
+        match std::fs::remove_dir(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => {
+                Err(error).with_context(|| cannot(&self.path))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses a directory that an ephemeral server left behind.
     pub fn refuse_ephemeral(&self) -> anyhow::Result<()> {
-        if self.join("ephemeral").exists() {
+        if self.is_ephemeral() {
             bail!(
                 "{} was left by an ephemeral Coracle that did not end properly; start it once more with --ephemeral \
                  to remove what it left, or give another --state-dir",
@@ -115,6 +154,14 @@ impl StateDir {
         // A notice that stays is recognised by its pid.
         drop(std::fs::remove_file(self.join("endpoint.json")));
     }
+}
+
+/// Whether a server keeps a file or directory of this name in its state directory.
+fn is_ours(name: &str) -> bool {
+    const NAMES: [&str; 8] =
+        ["agent", "credentials", "endpoint.json", "endpoint.new", "ephemeral", "lock", "logs", "registry"];
+    // SQLite's journals are `state.db-wal` and `state.db-shm`.
+    NAMES.contains(&name) || name.starts_with("state.db")
 }
 
 fn running_pid(path: &Path) -> String {

@@ -1,32 +1,22 @@
 //! `coracle up`: all roles in one process, in the foreground.
 //!
-//! Reads as a summary: lock the state, open control, open the network and the agent, serve, wait
-//! for a signal. Stopping it stops no task, unless it is ephemeral.
+//! Reads as a summary: lock the state, start the roles, serve, wait for a signal. Stopping it stops no task, unless it is ephemeral.
 
-use std::fs::File;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use agent::image::ImageOptions;
-use agent::instance::Instance;
-use agent::net::{NetConfig, Network};
-use agent::{Agent, AgentConfig};
 use anyhow::{Context, bail};
-use control::credentials::AccessKey;
-use control::first_start::PREFERRED_CIDR;
-use control::{Control, ControlConfig};
-use model::host::Resources;
 use model::{AccountId, Region};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::roles::Roles;
 use crate::state_dir::{Endpoint, StateDir};
-use crate::supervisor_binary;
 
-/// How long what an ephemeral server leaves in its control groups may take to be gone.
-const LEFT_OVER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+/// How long the tasks of an ephemeral server may take to be ended.
+const EPHEMERAL_PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct UpArgs {
@@ -35,32 +25,33 @@ pub struct UpArgs {
     listen: SocketAddr,
     /// The region that resources belong to.
     #[arg(long, env = "CORACLE_REGION", default_value = "us-east-1", value_parser = |v: &str| Region::parse(v))]
-    region: Region,
+    pub region: Region,
     /// The 12-digit account that resources belong to.
     #[arg(long, env = "CORACLE_ACCOUNT", default_value = "000000000000", value_parser = |v: &str| AccountId::parse(v))]
-    account: AccountId,
+    pub account: AccountId,
     /// What isolates tasks.
     #[arg(long, value_enum, default_value_t = IsolationArg::Auto)]
     isolation: IsolationArg,
     /// Keep the state in a directory of its own that is removed at exit, tasks included; `coracle
     /// reset` empties it in between.
     #[arg(long)]
-    ephemeral: bool,
+    pub ephemeral: bool,
     /// How many times this machine's CPUs may be promised to tasks.
     #[arg(long, value_name = "FACTOR", default_value_t = 16.0, value_parser = factor)]
-    cpu_overcommit: f64,
+    pub cpu_overcommit: f64,
     /// How many times this machine's memory may be promised to tasks.
     #[arg(long, value_name = "FACTOR", default_value_t = 4.0, value_parser = factor)]
-    memory_overcommit: f64,
+    pub memory_overcommit: f64,
     /// Sandboxes kept ready, so that tasks start at once.
     #[arg(long, value_name = "COUNT", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=200))]
-    ready_sandboxes: u16,
+    pub ready_sandboxes: u16,
     /// Registry hosts (HOST or HOST:PORT) that are spoken to without TLS; loopback ones always are.
     #[arg(long, value_name = "HOST")]
-    insecure_registry: Vec<String>,
-    /// Disk space for unpacked images, in GiB; the least recently used are removed beyond it.
-    #[arg(long, value_name = "GIB", default_value_t = 50)]
-    image_disk_gib: u64,
+    pub insecure_registry: Vec<String>,
+    /// Disk space for unpacked images, in GiB; the least recently used are removed beyond it, and no
+    /// single image may be larger.
+    #[arg(long, value_name = "GIB", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    pub image_disk_gib: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -78,13 +69,20 @@ fn factor(text: &str) -> Result<f64, String> {
     if (1.0..=1000.0).contains(&value) { Ok(value) } else { Err("not between 1 and 1000".to_owned()) }
 }
 
-pub fn main(state_dir: &Path, args: UpArgs) -> anyhow::Result<()> {
-    if !rustix::process::geteuid().is_root() {
-        bail!(
-            "coracle up needs root: it makes namespaces, cgroups, mounts and network links for tasks. \
-             Run it as root (sudo coracle up); clients need no root"
-        );
+/// # Errors
+/// Whoever runs it is not root.
+pub fn require_root(command: &str) -> anyhow::Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
     }
+    bail!(
+        "coracle {command} needs root: it makes and removes namespaces, cgroups, mounts and network links of tasks. \
+         Run it as root (sudo coracle {command}); clients need no root"
+    )
+}
+
+pub fn main(state_dir: &Path, args: UpArgs) -> anyhow::Result<()> {
+    require_root("up")?;
     if args.isolation == IsolationArg::Microvm {
         bail!("--isolation microvm is not there yet; use --isolation container");
     }
@@ -112,70 +110,25 @@ async fn serve(state_dir: &Path, args: UpArgs) -> anyhow::Result<()> {
     let address = listener.local_addr().context("cannot read the address")?;
     let url = format!("http://{}", client_address(address));
 
-    let config = ControlConfig {
-        dir: state.path().to_owned(),
-        account: args.account.clone(),
-        region: args.region.clone(),
-        root_key: root_key(&state)?,
-        registry_host: format!("localhost:{}", address.port()),
-        url: url.clone(),
-        ephemeral: args.ephemeral,
-    };
-    let instance = Instance::of(state.path()).context("cannot name this instance")?;
-    let region = args.region.clone();
-    let network = Network::open(NetConfig { instance: instance.clone(), region, upstream_dns: None })
-        .await
-        .context("the network cannot be set up; `coracle doctor` says what this machine lacks")?;
-    let choosing = lock_blocks()?;
-    let free_block = async || network.free_cidr(PREFERRED_CIDR).await.unwrap_or(PREFERRED_CIDR);
-    let control = Control::open(config, free_block).await.context("control cannot start")?;
-    let defaults = control.default_network().clone();
-    let agent = AgentConfig {
-        instance,
-        dir: state.join("agent"),
-        supervisor: supervisor_binary::provide(&state.join("agent/bin"))?,
-        vpc: defaults.subnet.vpc.clone(),
-        vpc_cidr: defaults.subnet.vpc_cidr,
-        capacity: capacity(&args, state.path())?,
-        ready_slots: args.ready_sandboxes.into(),
-        images: ImageOptions {
-            disk_budget_bytes: args.image_disk_gib << 30,
-            insecure_registries: args.insecure_registry.clone(),
-            ..ImageOptions::default()
-        },
-    };
-    let agent = Agent::open(agent, network.clone()).await.context("the agent cannot start")?;
-    drop(choosing);
-
-    let (stop_sender, stop) = watch::channel(false);
-    let (control_end, agent_end) = link::pair();
-    let connected = control.connected();
-    let hosts = control.hosts();
-    let sessions = tokio::spawn({
-        let stop = stop.clone();
-        async move { hosts.serve(control_end, stop).await }
-    });
-    let reconciling = tokio::spawn(control.clone().run(stop.clone()));
-    let host = agent.host().clone();
-    let agent = tokio::spawn(agent.run(agent_end, stop.clone()));
-    connected.notified().await;
+    let roles = Roles::start(&state, &args, address, &url).await?;
     if left_over {
-        control.reset().await.context("what the last ephemeral server left cannot be removed")?;
+        roles.control.reset().await.context("what the last ephemeral server left cannot be removed")?;
     }
 
+    let defaults = roles.control.default_network();
     let notice = Endpoint {
         url: url.clone(),
         account: args.account.to_string(),
         region: args.region.to_string(),
         subnet: defaults.subnet.id.to_string(),
         security_group: defaults.security_group.to_string(),
-        registry: control.config().registry_host.clone(),
+        registry: roles.control.config().registry_host.clone(),
         pid: std::process::id(),
         ephemeral: args.ephemeral,
     };
     state.publish(&notice)?;
-    let router = control.router();
-    let server = axum::serve(listener, router).with_graceful_shutdown(stopped(stop.clone()));
+    let (stop_sender, stop) = watch::channel(false);
+    let server = axum::serve(listener, roles.control.router()).with_graceful_shutdown(stopped(stop));
     let server = tokio::spawn(server.into_future());
     // Whoever started it may have closed its output.
     let _ = writeln!(std::io::stdout(), "coracle is ready at {url}");
@@ -183,22 +136,19 @@ async fn serve(state_dir: &Path, args: UpArgs) -> anyhow::Result<()> {
     signals.received().await;
     eprintln!("coracle is stopping; tasks {}", if args.ephemeral { "are ended" } else { "go on running" });
     if args.ephemeral {
-        control.reset().await.context("the state cannot be emptied")?;
-        wait_for_the_last_task(&host).await?;
+        roles.control.reset().await.context("the state cannot be emptied")?;
+        if !roles.wait_for_the_last_task(EPHEMERAL_PATIENCE).await? {
+            bail!("some tasks did not end; their sandboxes are left on this machine");
+        }
     }
     state.unpublish();
     // Without receivers there is nobody left to stop.
     let _ = stop_sender.send(true);
-    for part in [sessions, reconciling] {
-        part.await.context("a part of control failed")?;
-    }
-    agent.await.context("the agent failed")??;
+    let left = roles.stop().await?;
     // A client that keeps its connection open does not keep the server up.
     let _ = tokio::time::timeout(std::time::Duration::from_secs(2), server).await;
-    host.slots.close().await.context("waiting sandboxes cannot be removed")?;
     if args.ephemeral {
-        host.cgroups.teardown(LEFT_OVER_TIMEOUT).context("the control groups cannot be removed")?;
-        network.teardown().await.context("the network cannot be removed")?;
+        left.remove().await?;
         std::fs::remove_dir_all(state.path())
             .with_context(|| format!("cannot remove {}", state.path().display()))?;
     }
@@ -210,29 +160,19 @@ async fn stopped(mut stop: watch::Receiver<bool>) {
     drop(stop.wait_for(|stop| *stop).await);
 }
 
-/// Held from choosing an address block until it is routed, so that two servers that start at the same
-/// time do not choose the same one.
-fn lock_blocks() -> anyhow::Result<File> {
-    let path = "/run/coracle-network.lock";
-    let lock = File::create(path).with_context(|| format!("cannot open {path}"))?;
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
-        .with_context(|| format!("cannot lock {path}"))?;
-    Ok(lock)
-}
-
 /// SIGTERM and SIGINT.
-struct Signals {
+pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn listen() -> anyhow::Result<Self> {
+    pub fn listen() -> anyhow::Result<Self> {
         let listen = |kind| signal(kind).context("cannot listen for signals");
         Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
 
-    async fn received(&mut self) {
+    pub async fn received(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
@@ -240,50 +180,7 @@ impl Signals {
     }
 }
 
-/// Until nothing of a task is on this host any more.
-async fn wait_for_the_last_task(host: &agent::Host) -> anyhow::Result<()> {
-    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
-    while !host.ledger.entries()?.is_empty() {
-        if tokio::time::Instant::now() > deadline {
-            bail!("some tasks did not end; their sandboxes are left on this machine");
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-    Ok(())
-}
-
 /// The address that a client on this machine uses for a listening one.
 fn client_address(listen: SocketAddr) -> String {
     if listen.ip().is_unspecified() { format!("127.0.0.1:{}", listen.port()) } else { listen.to_string() }
-}
-
-fn root_key(state: &StateDir) -> anyhow::Result<AccessKey> {
-    let path = state.join("credentials");
-    let given = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    match (given("CORACLE_ROOT_ACCESS_KEY_ID"), given("CORACLE_ROOT_SECRET_ACCESS_KEY")) {
-        (Some(id), Some(secret)) => {
-            let key = AccessKey::new(&id, &secret).context("the given root access key is not usable")?;
-            key.write(&path)?;
-            Ok(key)
-        }
-        (None, None) => Ok(AccessKey::load_or_create(&path)?),
-        _ => bail!(
-            "CORACLE_ROOT_ACCESS_KEY_ID and CORACLE_ROOT_SECRET_ACCESS_KEY go together; only one is set"
-        ),
-    }
-}
-
-/// What tasks may be promised: this machine's resources times the overcommitment.
-fn capacity(args: &UpArgs, state_dir: &Path) -> anyhow::Result<Resources> {
-    let cpus = std::thread::available_parallelism().context("cannot count CPUs")?.get();
-    let memory = rustix::system::sysinfo();
-    let memory_mib = (memory.totalram as u64).saturating_mul(memory.mem_unit.into()) >> 20;
-    let disk = rustix::fs::statvfs(state_dir).context("cannot read the size of the disk")?;
-    let scale = |amount: u64, factor: f64| (amount as f64 * factor) as u64;
-    Ok(Resources {
-        cpu_units: scale(cpus as u64 * 1024, args.cpu_overcommit),
-        memory_mib: scale(memory_mib, args.memory_overcommit),
-        // Disks are sparse: most tasks write little of their 20 GiB.
-        storage_gib: ((disk.f_blocks * disk.f_frsize) >> 30).saturating_mul(64),
-    })
 }

@@ -58,6 +58,23 @@ pub enum ToControl {
         task: TaskId,
         batch: LogBatch,
     },
+    /// How far the pull of a container's image is. Lossy, and never stored: it is for whoever watches at this moment.
+    Pulling {
+        task: TaskId,
+        container: String,
+        progress: PullProgress,
+    },
+}
+
+/// How far a pull is. What the host had already counts as done with the layers, and not with the bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PullProgress {
+    pub layers_total: u64,
+    pub layers_done: u64,
+    /// Compressed bytes to download.
+    pub bytes_total: u64,
+    pub bytes_done: u64,
 }
 
 /// A change of what a host shall run.

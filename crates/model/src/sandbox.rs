@@ -180,6 +180,9 @@ pub struct ContainerState {
     pub finished_at: Option<Timestamp>,
     /// Offset after the last log record: all logs are stored when this is acknowledged.
     pub log_end: u64,
+    /// How many of these an agent has acknowledged: those it will never see again.
+    #[serde(default)]
+    pub log_acknowledged: u64,
 }
 
 /// Consecutive log records of one container.

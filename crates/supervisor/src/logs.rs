@@ -113,6 +113,11 @@ impl LogBuffer {
         self.first + self.records.len() as u64
     }
 
+    /// Offset of the first record that is not acknowledged.
+    pub fn acknowledged(&self) -> u64 {
+        self.first
+    }
+
     /// Whether the container's output shall wait in its pipe.
     pub fn is_full(&self) -> bool {
         matches!(self.mode, LogMode::Blocking) && self.bytes >= BLOCKING_CAPACITY

@@ -90,6 +90,7 @@ impl Member {
                 started_at: None,
                 finished_at: None,
                 log_end: 0,
+                log_acknowledged: 0,
             },
             prepared: None,
             run: None,

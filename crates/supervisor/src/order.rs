@@ -60,6 +60,9 @@ pub fn readiness(specs: &[&ContainerSpec], known: &[Known], index: usize, now: I
             ));
         }
         waiting = true;
+        // Without a `startTimeout` there is none, as in the ECS agent (`hasDependencyTimedOut`): a
+        // migration may take its time. The three minutes that older editions of the API reference
+        // name as Fargate's default are those of starting one container.
         let timeout = specs[other].start_timeout_secs.map(|seconds| Duration::from_secs(seconds.into()));
         if let (Some(timeout), Some(started)) = (timeout, state.started) {
             let deadline = started + timeout;
@@ -166,6 +169,17 @@ mod tests {
         assert!(
             matches!(readiness(&specs, &states, 1, deadline), Readiness::Never(text) if text.contains("timed out"))
         );
+    }
+
+    #[test]
+    fn without_a_start_timeout_dependents_wait_as_long_as_it_takes() {
+        let mut specs = pair(DependencyCondition::Success);
+        specs[0].start_timeout_secs = None;
+        let now = Instant::now();
+        let running = Known { has_started: true, started: Some(now), ..known() };
+        let after_a_day = now + Duration::from_secs(86_400);
+        let readiness = readiness(&[&specs[0], &specs[1]], &[running, known()], 1, after_a_day);
+        assert_eq!(readiness, Readiness::Waiting(None));
     }
 
     #[test]

@@ -275,7 +275,9 @@ impl Supervisor {
             containers: members
                 .map(|member| {
                     let mut state = member.state.clone();
-                    state.log_end = member.logs.as_ref().map_or(0, |logs| logs.end());
+                    if let Some(logs) = &member.logs {
+                        (state.log_end, state.log_acknowledged) = (logs.end(), logs.acknowledged());
+                    }
                     state
                 })
                 .collect(),

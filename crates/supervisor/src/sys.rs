@@ -230,13 +230,28 @@ fn program_text(line: &str) -> Option<(usize, usize)> {
     is_text.then_some((start, end.checked_sub(start)?))
 }
 
-/// Restores the signal state that a program expects at its start: nothing blocked, SIGPIPE fatal.
+/// Restores the signal state that a program expects at its start: nothing blocked, nothing ignored.
+/// What is ignored stays so over `execve`, from whoever started `coracle up`: a shell's background
+/// jobs ignore SIGINT and SIGQUIT, `nohup` SIGHUP. A program that inherits it does not hear its
+/// stop signal, and a POSIX shell cannot even trap it ("2.11 Signals and Error Handling").
 pub fn reset_signals() {
     let empty = nix::sys::signal::SigSet::empty();
     let _ = nix::sys::signal::sigprocmask(nix::sys::signal::SigmaskHow::SIG_SETMASK, Some(&empty), None);
-    for signal in [nix::sys::signal::Signal::SIGPIPE, nix::sys::signal::Signal::SIGCHLD] {
-        // SAFETY: SIG_DFL installs no handler of ours.
-        let _ = unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl) };
+    // `struct sigaction` as the kernel has it: all zeroes is SIG_DFL. The C library's own call would
+    // leave the signals that it keeps for itself.
+    let default = [0u64; 4];
+    for signal in 1..=64u32 {
+        // SAFETY: the kernel only reads a sigaction from `default`, which is large enough on every
+        // architecture, and SIG_DFL installs no handler of ours. SIGKILL and SIGSTOP are refused.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null_mut::<libc::c_void>(),
+                size_of::<u64>(),
+            )
+        };
     }
 }
 

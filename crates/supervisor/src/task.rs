@@ -315,7 +315,9 @@ impl Task {
         }
         let Some(running) = member.run.take() else { return false };
         let oom_kills = member.prepared.as_ref().map_or(0, |prepared| prepared.cgroup.oom_kills());
-        let is_oom = oom_kills > running.oom_kills_before && exit_code != 0;
+        // Whatever the exit code: ECS says so of a container that outlived its killed child, too
+        // (amazon-ecs-agent issue 2467: the reason follows Docker's `OOMKilled`).
+        let is_oom = oom_kills > running.oom_kills_before;
         let reason = is_oom.then(|| OUT_OF_MEMORY.to_owned());
         self.end(index, Some(exit_code), reason);
         let definition = &self.spec.containers[index].spec;

@@ -204,6 +204,32 @@ fn stopping_asks_in_reverse_order_and_then_kills() {
 }
 
 #[test]
+fn signals_ignored_outside_are_heard_inside() {
+    let mut sandbox = TestSandbox::start_ignoring("HUP INT QUIT USR1 TERM");
+    let script = "grep SigIgn /proc/self/status; trap 'exit 3' QUIT; echo up; while :; do sleep 0.02; done";
+    let mut plain = sandbox.shell("plain", script);
+    plain.image.stop_signal = "SIGQUIT".into();
+    let mut with_init = plain.clone();
+    with_init.spec.name = "with_init".into();
+    with_init.spec.linux.init_process = true;
+    provide_libraries(&sandbox);
+    let spec = sandbox.spec(vec![plain, with_init]);
+    sandbox.run(spec);
+    let text = "SigIgn:\t0000000000000000\nup";
+    sandbox
+        .wait("both", |sandbox| ["plain", "with_init"].iter().all(|name| sandbox.text(name).ends_with("up")));
+    sandbox.say(&user_stop());
+    sandbox.wait_for_end();
+    for name in ["plain", "with_init"] {
+        assert_eq!(
+            (sandbox.text(name).as_str(), sandbox.container(name).exit_code),
+            (text, Some(3)),
+            "{name}"
+        );
+    }
+}
+
+#[test]
 fn memory_limits_hold_and_kills_are_told_apart() {
     let mut sandbox = TestSandbox::start();
     let mut app = sandbox.shell("app", "cat /dev/zero | head -c 200m | tail -c 190m > /dev/null; exit 137");
@@ -212,6 +238,16 @@ fn memory_limits_hold_and_kills_are_told_apart() {
     sandbox.run_to_end(vec![app]);
     let state = sandbox.container("app");
     assert_eq!(state.exit_code, Some(137));
+    assert_eq!(state.reason.as_deref(), Some("OutOfMemoryError: Container killed due to memory usage"));
+
+    // A child's end is told of, too, even when its parent makes nothing of it.
+    let mut sandbox = TestSandbox::start();
+    let mut app = sandbox.shell("app", "tail -c 300m /dev/zero; echo child $?; exit 0");
+    app.spec.memory_mib = Some(16);
+    sandbox.run_to_end(vec![app]);
+    let state = sandbox.container("app");
+    assert_eq!(state.exit_code, Some(0));
+    assert!(sandbox.text("app").lines().any(|line| line == "child 137"), "{}", sandbox.text("app"));
     assert_eq!(state.reason.as_deref(), Some("OutOfMemoryError: Container killed due to memory usage"));
 
     let mut sandbox = TestSandbox::start();

@@ -99,6 +99,8 @@ pub fn probe(state_dir: &Path) -> HostFacts {
     let cgroups = Instance::of(existing).ok().and_then(|instance| Cgroups::detect(&instance).ok());
     let kvm = kvm::probe();
     let layers = mounts::idmapped_overlay(existing);
+    let is_root = rustix::process::geteuid().is_root();
+    let as_root = |name: &str, check: fn() -> Check| if is_root { check() } else { needs_root(name) };
     let (memory_total, memory_available) = memory();
     let disk_free =
         rustix::fs::statvfs(existing).map(|stat| stat.f_bavail.saturating_mul(stat.f_frsize)).unwrap_or(0);
@@ -107,13 +109,13 @@ pub fn probe(state_dir: &Path) -> HostFacts {
         privileges(),
         kernel_version(&kernel),
         check_cgroups(cgroups.as_ref()),
-        nftables(),
+        as_root(NFTABLES, nftables),
         forwarding(),
-        overlay(),
+        as_root(OVERLAYFS, overlay),
         user_namespaces(&layers),
-        idmapped(&layers),
+        if is_root { idmapped(&layers) } else { needs_root(IDMAPPED_MOUNTS) },
         seccomp(),
-        loop_devices(),
+        as_root(LOOP_DEVICES, loop_devices),
         mkfs(),
         check_kvm(&kvm),
         disk(existing, disk_free),
@@ -131,6 +133,17 @@ pub fn probe(state_dir: &Path) -> HostFacts {
         idmapped_layers: layers.is_ok(),
         checks,
     }
+}
+
+/// Names of the checks that only root can make.
+const NFTABLES: &str = "nftables";
+const OVERLAYFS: &str = "overlayfs";
+const IDMAPPED_MOUNTS: &str = "idmapped-mounts";
+const LOOP_DEVICES: &str = "loop-devices";
+
+/// Nothing is known: what fails for want of privileges says nothing of the host.
+fn needs_root(name: &str) -> Check {
+    Check::warn(name, "not tried: only root can", "sudo coracle doctor")
 }
 
 /// Capabilities that the agent uses, by number (linux/capability.h).
@@ -201,7 +214,7 @@ fn check_cgroups(cgroups: Option<&Cgroups>) -> Check {
 
 /// Applies the real rules, connection tracking and NAT included, where nothing is.
 fn nftables() -> Check {
-    const NAME: &str = "nftables";
+    const NAME: &str = NFTABLES;
     let rules = firewall::router_rules(Ipv4Addr::new(172, 31, 0, 2)) + &firewall::host_rules("doctor", &[]);
     let tried = netns::create_anonymous()
         .and_then(|netns| netns::run_in(netns.as_fd(), || Ok(firewall::apply(&rules))));
@@ -236,7 +249,7 @@ fn forwarding() -> Check {
 }
 
 fn overlay() -> Check {
-    const NAME: &str = "overlayfs";
+    const NAME: &str = OVERLAYFS;
     match mounts::overlay() {
         Ok(()) => Check::ok(NAME, "mounts and takes writes"),
         Err(error) => Check::fail(NAME, error.to_string(), "the kernel needs overlayfs (modprobe overlay)"),
@@ -257,7 +270,7 @@ fn user_namespaces(layers: &Result<(), mounts::IdmapError>) -> Check {
 }
 
 fn idmapped(layers: &Result<(), mounts::IdmapError>) -> Check {
-    const NAME: &str = "idmapped-mounts";
+    const NAME: &str = IDMAPPED_MOUNTS;
     match layers {
         Ok(()) => Check::ok(NAME, "work, also as layers of overlayfs"),
         Err(error) => Check::warn(
@@ -279,7 +292,7 @@ fn seccomp() -> Check {
 }
 
 fn loop_devices() -> Check {
-    const NAME: &str = "loop-devices";
+    const NAME: &str = LOOP_DEVICES;
     let tried = tempfile_with(1 << 20).and_then(|file| loop_device::attach(&file));
     match tried {
         Ok(_) => Check::ok(NAME, "a file can be attached"),

@@ -79,6 +79,17 @@ pub struct PullProgress {
     pub bytes_done: u64,
 }
 
+impl From<PullProgress> for link::PullProgress {
+    fn from(progress: PullProgress) -> Self {
+        Self {
+            layers_total: progress.layers_total as u64,
+            layers_done: progress.layers_done as u64,
+            bytes_total: progress.bytes_total,
+            bytes_done: progress.bytes_done,
+        }
+    }
+}
+
 /// What a reference leads to.
 struct Resolved {
     target_digest: Digest,

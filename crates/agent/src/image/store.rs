@@ -50,7 +50,7 @@ impl Default for ImageOptions {
             layer_limit_bytes: 100 << 30,
             image_limit_bytes: 100 << 30,
             layer_limit_entries: 2_000_000,
-            parallel_downloads: 6,
+            parallel_downloads: 8,
         }
     }
 }

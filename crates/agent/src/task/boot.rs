@@ -1,12 +1,14 @@
 //! From assignment to running containers.
 
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
 
 use futures_util::future::try_join_all;
 use model::sandbox::{Layer, SandboxContainer, SandboxSpec};
 
 use super::*;
-use crate::image::{Auth, Image, PullRequest, RegistryEndpoint};
+use crate::image::{Auth, Image, PullProgress, PullRequest, RegistryEndpoint};
 use crate::slot::{Slot, SlotError};
 
 /// A task that does not start, and why; in `stoppedReason`'s words.
@@ -40,10 +42,11 @@ impl TaskDriver {
         if let Some(cause) = self.stop.clone() {
             return Err(cause);
         }
-        let (host, assignment) = (self.host.clone(), self.entry.assignment.clone());
+        let (host, uplink) = (self.host.clone(), self.uplink.clone());
+        let assignment = self.entry.assignment.clone();
         let spec = &assignment.spec;
         let images = async {
-            let pulls = spec.containers.iter().map(|c| pull(&host, &assignment, &c.name, &c.image));
+            let pulls = spec.containers.iter().map(|c| pull(&host, &uplink, &assignment, &c.name, &c.image));
             try_join_all(pulls).await
         };
         tokio::pin!(images);
@@ -145,9 +148,10 @@ impl TaskDriver {
                 if let Some(cause) = self.stop.clone() {
                     return Err(cause);
                 }
-                let (host, assignment) = (self.host.clone(), self.entry.assignment.clone());
-                let pulls =
-                    assignment.spec.containers.iter().map(|c| pull(&host, &assignment, &c.name, &c.image));
+                let (host, uplink) = (self.host.clone(), self.uplink.clone());
+                let assignment = self.entry.assignment.clone();
+                let containers = assignment.spec.containers.iter();
+                let pulls = containers.map(|c| pull(&host, &uplink, &assignment, &c.name, &c.image));
                 let images = try_join_all(pulls).await.map_err(|(container, reason)| {
                     self.report.container_failed(&container, reason.clone());
                     failed(reason)
@@ -211,9 +215,13 @@ impl TaskDriver {
     }
 }
 
+/// How often control hears of a pull.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(250);
+
 /// Pulls one container's image; the error is the container's name and the reason.
 async fn pull(
     host: &Host,
+    uplink: &Uplink,
     assignment: &link::TaskAssignment,
     container: &str,
     reference: &str,
@@ -227,8 +235,18 @@ async fn pull(
             repository_prefix: String::new(),
         });
     }
+    let said: Mutex<Option<Instant>> = Mutex::default();
+    let progress = |now: PullProgress| {
+        let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = now.layers_done == now.layers_total;
+        let due = said.map_or(!all, |said| all || said.elapsed() >= PROGRESS_PERIOD);
+        if due {
+            *said = Some(Instant::now());
+            uplink.pulling(&assignment.task, container, now.into());
+        }
+    };
     host.images
-        .pull(request, |_| {})
+        .pull(request, progress)
         .await
         .map_err(|error| (container.to_owned(), format!("CannotPullContainerError: {}", error.reason())))
 }

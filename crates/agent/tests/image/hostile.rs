@@ -289,13 +289,13 @@ async fn a_full_disk_is_said_and_left_as_it_was() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let store = open(root.path(), ImageOptions { min_free_bytes: 0, ..options() });
     let registry = Faulty::start().await;
-    // 40 MB of zeros: small on the wire, so that only the writing finds out.
-    let zeros = registry.add(
-        "zeros",
+    // 40 MB of one byte: small on the wire, so that only the writing finds out. (Not zero: that is not written.)
+    let ones = registry.add(
+        "ones",
         "x",
-        &TestImage::new(&[Tar::new().file("z", vec![0; 40 << 20]).layer(Compression::Gzip)]),
+        &TestImage::new(&[Tar::new().file("z", vec![1; 40 << 20]).layer(Compression::Gzip)]),
     );
-    let error = pull(&store, &zeros).await.unwrap_err();
+    let error = pull(&store, &ones).await.unwrap_err();
     assert!(matches!(error.kind(), PullErrorKind::DiskFull(_)), "{error}");
     assert!(error.reason().ends_with("write z: no space left on device"), "{error}");
     assert_clean(root.path()).await;

@@ -35,6 +35,11 @@ impl Chunking {
         };
         Some(Self { signed, trailers })
     }
+
+    /// Whether the signature says nothing of the body.
+    pub fn is_unsigned(self) -> bool {
+        !self.signed
+    }
 }
 
 /// Signs the chunks of one request.

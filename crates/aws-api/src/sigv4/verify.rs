@@ -202,6 +202,14 @@ impl Payload {
             return Ok(Self { hash, chunking: None });
         };
         let chunking = Chunking::named(header);
+        let is_unsigned = header == UNSIGNED || chunking.is_some_and(Chunking::is_unsigned);
+        if is_unsigned && PathStyle::of(&claim.scope.service) != PathStyle::Verbatim {
+            // S3's alone: other services hash the body that they got, so that nobody between can
+            // change it. SDKs sign every body of theirs.
+            return Err(common::invalid_signature(format!(
+                "'x-amz-content-sha256' must be the SHA-256 of the body: only Amazon S3 takes '{header}'.",
+            )));
+        }
         if header != UNSIGNED && chunking.is_none() && header != sha256_hex(body) {
             return Err(common::invalid_signature(
                 "The provided 'x-amz-content-sha256' header does not match what was computed.",

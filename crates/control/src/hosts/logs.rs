@@ -12,6 +12,11 @@ use model::Region;
 use crate::keys::Scope;
 use crate::telemetry::logs::{Cursor, Event, LogError};
 
+/// Names a container's output for the log store, which counts its records.
+pub(crate) fn cursor_source(task: &TaskId, container: &str) -> String {
+    format!("{task}/{container}")
+}
+
 /// A batch and where it goes.
 pub(super) struct LogWork {
     task: TaskId,
@@ -84,7 +89,7 @@ async fn store_batch(logs: &LogStore, work: LogWork, upto: u64) -> Result<(), Lo
     let LogWork { task, account, log, batch } = work;
     let region = Region::parse(log.region).map_err(|e| LogError::InvalidParameter(e.to_string()))?;
     let scope = Scope { account, region };
-    let cursor = Cursor { source: format!("{task}/{}", batch.container), upto };
+    let cursor = Cursor { source: cursor_source(&task, &batch.container), upto };
     let events: Vec<Event> =
         batch.records.into_iter().map(|r| Event { timestamp: r.at.millis(), message: r.line }).collect();
     let stored = logs.append(&scope, &log.group, &log.stream, events.clone(), Some(cursor.clone())).await;

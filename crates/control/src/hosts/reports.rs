@@ -1,5 +1,6 @@
 //! From an agent's reports to observations in the store.
 
+use link::PullProgress;
 use model::status::{StopCause, StopCode, TaskStatus};
 
 use super::*;
@@ -26,6 +27,9 @@ impl Session<'_> {
                 // The intent is there as long as its observation may be written: a forgotten task
                 // does not come back.
                 txn = txn.expect_exists(known.path.intent()).put_json(known.path.observation(), &observation);
+                if observation.status > TaskStatus::Pending {
+                    self.hosts.pulls.over([&task]);
+                }
                 known.observed = Some(observation);
             }
             if known.observed.as_ref().is_some_and(|o| o.status == TaskStatus::Stopped) {
@@ -50,6 +54,15 @@ impl Session<'_> {
         self.send(Some(self.generation), vec![], ended)?;
         self.hosts.wake.notify_one();
         Ok(())
+    }
+
+    /// Keeps in mind how far a pull is, if the task is one of this host's.
+    pub(super) fn pulling(&self, task: TaskId, container: String, progress: PullProgress) {
+        let Some(known) = self.tasks.get(&task) else { return };
+        let pulls = known.observed.as_ref().is_none_or(|o| o.status <= TaskStatus::Pending);
+        if pulls && known.intent.spec.containers.iter().any(|c| c.name == container) {
+            self.hosts.pulls.heard(task, &known.path, container, progress);
+        }
     }
 
     /// The host has lost what it ran (it was restarted, or its state is new): tasks that were

@@ -1,6 +1,7 @@
 //! `coracle run`: one container as a task, its output here, its exit code passed on.
 
 mod port_proxy;
+mod pulls;
 mod request;
 mod status_line;
 
@@ -17,6 +18,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use self::port_proxy::{PortPair, PortProxy};
+use self::pulls::Pulls;
 use self::status_line::StatusLine;
 use super::log_reader::LogReader;
 use super::print::{self, OutputClosed};
@@ -120,6 +122,7 @@ async fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
         logs: LogReader::new(vec![request::stream(args, &task_ref.id)], None),
         address,
         status: StatusLine::new(args.quiet),
+        pulls: Pulls::default(),
     };
     tokio::select! {
         code = attached.follow(task) => code,
@@ -209,6 +212,7 @@ struct Attached<'c> {
     /// Where the ports lead to.
     address: watch::Sender<Option<Ipv4Addr>>,
     status: StatusLine,
+    pulls: Pulls,
 }
 
 impl Attached<'_> {
@@ -230,6 +234,11 @@ impl Attached<'_> {
                 self.address.send_replace(Some(address));
             }
             self.status.show(&task);
+            if self.status.is_pulling()
+                && let Some(progress) = self.pulls.look(self.client, self.task).await
+            {
+                self.status.pulling(&self.task.id, progress);
+            }
             let longest = if running { LONGEST_RUNNING } else { LONGEST_STARTING };
             pause = if moved { SHORTEST } else { (pause * 3 / 2).min(longest) };
             if !tasks::is_stopped(&task) {

@@ -54,6 +54,19 @@ impl TestSandbox {
 
     /// Starts an idle sandbox with variables in its environment, and connects.
     pub fn start_with(environment: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(program());
+        command.envs(environment.iter().copied());
+        Self::start_by(command)
+    }
+
+    /// Starts an idle sandbox from a process that ignores these signals, and connects.
+    pub fn start_ignoring(signals: &str) -> Self {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &format!("trap '' {signals}; exec \"$0\" \"$@\"")]).arg(program());
+        Self::start_by(command)
+    }
+
+    fn start_by(mut command: Command) -> Self {
         let dir = tempfile::Builder::new().prefix("supervisor-").tempdir().unwrap();
         // As an agent keeps it: nobody but root may look inside.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
@@ -63,12 +76,11 @@ impl TestSandbox {
         fs::create_dir(&run).unwrap();
         let number = number();
         let uid_base = 1_000_000 + number % 20_000 * 65536;
-        let output = Command::new(program())
+        let output = command
             .args(["sandbox", "--uid-base", &uid_base.to_string(), "--dir"])
             .arg(&run)
             .arg("--scratch")
             .arg(dir.path().join("disk"))
-            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .output()
             .unwrap();

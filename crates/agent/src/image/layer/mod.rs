@@ -1,6 +1,7 @@
 //! Layers: from a stream of compressed bytes to a directory that overlayfs can take as a lower one.
 
 mod gzip;
+mod holes;
 mod pax;
 mod pipeline;
 mod tar;

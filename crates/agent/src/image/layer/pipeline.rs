@@ -1,14 +1,18 @@
-//! One layer's way from the network to its directory, as a pipeline of two threads:
+//! One layer's way from the network to its directory, as a pipeline:
 //!
 //! ```text
 //! download (async) ─▶ SHA-256 of the compressed bytes, decompression ─▶ SHA-256 of the archive (diff id), unpacking
 //! ```
 //!
+//! The two stages after the download are two threads, or one when other layers keep all processors busy: then what the
+//! first stage made is still in the processor's cache for the second one, and nobody waits for anybody.
+//!
 //! No byte touches the disk but as a file of the layer. Threads of its own, not tokio's blocking pool: a slow registry
 //! holds a layer's threads for long, and two stages that wait for each other in one bounded pool can lock it up.
 
 use std::io::{self, BufRead, Chain, Cursor, Read};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc as std_mpsc;
 
 use bytes::{Buf, Bytes};
@@ -102,36 +106,85 @@ impl Unpacker {
     }
 }
 
-/// The first stage, which also starts and awaits the second one.
+/// Pipelines that are running, on all stores of this process.
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
+
+/// Counts a pipeline for as long as it lives.
+struct Running;
+
+impl Running {
+    /// Also says whether the processors have enough to do with the others.
+    fn begin() -> (Self, bool) {
+        let others = RUNNING.fetch_add(1, Ordering::Relaxed);
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        (Self, others >= processors)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        RUNNING.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The stages, in as many threads as do the most for all layers together.
 fn run(
     expected: Expected,
     network: mpsc::Receiver<Message>,
     staging: &Staging,
     limits: Limits,
 ) -> Result<Unpacked, LayerFailure> {
+    let (_running, busy) = Running::begin();
+    let (input, root) = (Compressed::new(network), staging.layer_root());
+    let (decoded, unpacked) = if busy {
+        run_in_one_thread(input, &root, limits)
+    } else {
+        run_in_two_threads(input, &root, limits)?
+    };
+    judge(expected, decoded, unpacked)
+}
+
+type Outcome = (Decoded, Result<(Unpacked, Digest), UnpackError>);
+
+/// One stage after the other, block by block: each finds the block in this processor's cache.
+fn run_in_one_thread(mut input: Compressed, root: &Path, limits: Limits) -> Outcome {
+    let mut source = Inline { decoder: None, input: Some(&mut input), failure: None };
+    let mut archive = Archive::new(&mut source);
+    let unpacked = unpack(&mut archive, root, limits);
+    let unpacked = unpacked.map(|unpacked| (unpacked, archive.hasher.finish()));
+    let failure = source.failure.take();
+    let decoded = read_on(input, failure, || is_final(&unpacked));
+    (decoded, unpacked)
+}
+
+/// An error of format may come from corrupt content, and then a wrong digest is what to report: the first stage reads on
+/// to know. Any other error is final.
+fn is_final<T>(unpacked: &Result<T, UnpackError>) -> bool {
+    matches!(unpacked, Err(error) if !matches!(error, UnpackError::Archive(_)))
+}
+
+/// The first stage on this thread, the second one on another.
+fn run_in_two_threads(input: Compressed, root: &Path, limits: Limits) -> Result<Outcome, PullErrorKind> {
     let (to_unpack, from_decode) = std_mpsc::sync_channel(BUFFERS);
     let (give_back, given_back) = std_mpsc::channel();
     let hopeless = AtomicBool::new(false);
-    let root = staging.layer_root();
     let (decoded, unpacked) = std::thread::scope(|scope| {
         let second = std::thread::Builder::new().name("layer-unpack".to_owned()).spawn_scoped(scope, || {
-            let mut archive = Archive::new(from_decode, give_back);
-            let result = unpack(&mut archive, &root, limits);
-            // An error of format may come from corrupt content, and then a wrong digest is what to report: the first
-            // stage reads on to know. Any other error is final.
-            if matches!(&result, Err(error) if !matches!(error, UnpackError::Archive(_))) {
+            let mut archive = Archive::new(Blocks { blocks: from_decode, spare: give_back });
+            let unpacked = unpack(&mut archive, root, limits);
+            if is_final(&unpacked) {
                 hopeless.store(true, Ordering::Release);
             }
-            result.map(|unpacked| (unpacked, archive.hasher.finish()))
+            unpacked.map(|unpacked| (unpacked, archive.hasher.finish()))
         });
-        let decoded = decode(Compressed::new(network), &to_unpack, &given_back, &hopeless);
+        let decoded = decode(input, &to_unpack, &given_back, &hopeless);
         drop(to_unpack);
         (decoded, second.map(|thread| thread.join()))
     });
     let unpacked = unpacked
         .map_err(|e| PullErrorKind::Host(format!("cannot start a thread: {e}")))?
         .map_err(|_| PullErrorKind::Host("the unpacking thread panicked".to_owned()))?;
-    judge(expected, decoded, unpacked)
+    Ok((decoded, unpacked))
 }
 
 /// What the first stage saw.
@@ -145,6 +198,15 @@ struct Decoded {
 enum DecodeFailure {
     Truncated,
     Corrupt(String),
+}
+
+impl From<io::Error> for DecodeFailure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof => Self::Truncated,
+            _ => Self::Corrupt(format!("invalid compressed layer: {error}")),
+        }
+    }
 }
 
 fn judge(
@@ -268,6 +330,20 @@ impl<'a> Decoder<'a> {
         })
     }
 
+    /// Fills `buffer` with the next [`BUFFER`] bytes, or fewer at the end, where it stays empty.
+    fn block(&mut self, mut buffer: Vec<u8>) -> io::Result<Vec<u8>> {
+        buffer.resize(BUFFER, 0);
+        let mut filled = 0;
+        while filled < BUFFER {
+            match self.read(&mut buffer[filled..])? {
+                0 => break,
+                read => filled += read,
+            }
+        }
+        buffer.truncate(filled);
+        Ok(buffer)
+    }
+
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Gzip(decoder) => decoder.read(buffer),
@@ -291,12 +367,13 @@ fn decode(
     spare: &std_mpsc::Receiver<Vec<u8>>,
     hopeless: &AtomicBool,
 ) -> Decoded {
-    let failure = match decode_blocks(&mut input, output, spare) {
-        Ok(()) => None,
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Some(DecodeFailure::Truncated),
-        Err(error) => Some(DecodeFailure::Corrupt(format!("invalid compressed layer: {error}"))),
-    };
-    while !hopeless.load(Ordering::Acquire) {
+    let failure = decode_blocks(&mut input, output, spare).err().map(DecodeFailure::from);
+    read_on(input, failure, || hopeless.load(Ordering::Acquire))
+}
+
+/// Reads the rest of `input` for its digest, unless that is `hopeless`.
+fn read_on(mut input: Compressed, failure: Option<DecodeFailure>, hopeless: impl Fn() -> bool) -> Decoded {
+    while !hopeless() {
         match input.fill_buf() {
             Ok([]) => {
                 return Decoded { whole: Some((input.hasher.finish(), input.received)), failure };
@@ -318,57 +395,102 @@ fn decode_blocks(
 ) -> io::Result<()> {
     let mut decoder = Decoder::new(input)?;
     loop {
-        let mut buffer = spare.try_recv().unwrap_or_default();
-        buffer.resize(BUFFER, 0);
-        let mut filled = 0;
-        while filled < BUFFER {
-            match decoder.read(&mut buffer[filled..])? {
-                0 => break,
-                read => filled += read,
-            }
-        }
-        buffer.truncate(filled);
-        let last = if filled == 0 { Block::End } else { Block::Data(buffer) };
-        if output.send(last).is_err() || filled == 0 {
+        let buffer = decoder.block(spare.try_recv().unwrap_or_default())?;
+        let ended = buffer.is_empty();
+        let block = if ended { Block::End } else { Block::Data(buffer) };
+        if output.send(block).is_err() || ended {
             return Ok(());
         }
     }
 }
 
-/// The decompressed archive as a reader that takes its digest.
-struct Archive {
+/// Where the decompressed archive comes from.
+trait Source {
+    /// The next block, or none at the end. `used` is the one before it, to be used again.
+    fn next(&mut self, used: Vec<u8>) -> io::Result<Vec<u8>>;
+}
+
+/// From the first stage's thread.
+struct Blocks {
     blocks: std_mpsc::Receiver<Block>,
     spare: std_mpsc::Sender<Vec<u8>>,
+}
+
+impl Source for Blocks {
+    fn next(&mut self, used: Vec<u8>) -> io::Result<Vec<u8>> {
+        if used.capacity() > 0 {
+            // The first stage may have ended by now, and need no more buffers.
+            let _ = self.spare.send(used);
+        }
+        match self.blocks.recv() {
+            Ok(Block::Data(block)) => Ok(block),
+            Ok(Block::End) => Ok(Vec::new()),
+            // The first stage failed, and says why itself.
+            Err(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
+
+/// The first stage itself, on the same thread.
+struct Inline<'a> {
+    /// Made with the first block, from `input`.
+    decoder: Option<Decoder<'a>>,
+    input: Option<&'a mut Compressed>,
+    failure: Option<DecodeFailure>,
+}
+
+impl Inline<'_> {
+    fn decode(&mut self, used: Vec<u8>) -> io::Result<Vec<u8>> {
+        if let Some(input) = self.input.take() {
+            self.decoder = Some(Decoder::new(input)?);
+        }
+        match &mut self.decoder {
+            Some(decoder) => decoder.block(used),
+            None => Ok(Vec::new()),
+        }
+    }
+}
+
+impl Source for Inline<'_> {
+    fn next(&mut self, used: Vec<u8>) -> io::Result<Vec<u8>> {
+        self.decode(used).map_err(|error| {
+            self.decoder = None;
+            self.failure = Some(error.into());
+            // As when it comes from another thread.
+            io::ErrorKind::UnexpectedEof.into()
+        })
+    }
+}
+
+impl<S: Source> Source for &mut S {
+    fn next(&mut self, used: Vec<u8>) -> io::Result<Vec<u8>> {
+        (**self).next(used)
+    }
+}
+
+/// The decompressed archive as a reader that takes its digest.
+struct Archive<S> {
+    source: S,
     current: Vec<u8>,
     position: usize,
     hasher: Hasher,
     ended: bool,
 }
 
-impl Archive {
-    fn new(blocks: std_mpsc::Receiver<Block>, spare: std_mpsc::Sender<Vec<u8>>) -> Self {
-        Self { blocks, spare, current: Vec::new(), position: 0, hasher: Hasher::new(), ended: false }
+impl<S> Archive<S> {
+    fn new(source: S) -> Self {
+        Self { source, current: Vec::new(), position: 0, hasher: Hasher::new(), ended: false }
     }
 }
 
-impl BufRead for Archive {
+impl<S: Source> BufRead for Archive<S> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.position == self.current.len() && !self.ended {
             let used = std::mem::take(&mut self.current);
             self.position = 0;
-            if used.capacity() > 0 {
-                // The first stage may have ended by now, and need no more buffers.
-                let _ = self.spare.send(used);
-            }
-            match self.blocks.recv() {
-                Ok(Block::Data(block)) => {
-                    self.hasher.update(&block);
-                    self.current = block;
-                }
-                Ok(Block::End) => self.ended = true,
-                // The first stage failed, and says why itself.
-                Err(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            }
+            self.current = self.source.next(used)?;
+            self.hasher.update(&self.current);
+            self.ended = self.current.is_empty();
         }
         Ok(&self.current[self.position..])
     }
@@ -378,7 +500,7 @@ impl BufRead for Archive {
     }
 }
 
-impl Read for Archive {
+impl<S: Source> Read for Archive<S> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let available = self.fill_buf()?;
         let length = available.len().min(buffer.len());
@@ -387,3 +509,7 @@ impl Read for Archive {
         Ok(length)
     }
 }
+
+#[cfg(test)]
+#[path = "pipeline_tests.rs"]
+mod tests;

@@ -15,6 +15,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
+use super::holes::{self, Run};
 use super::tar::{Entry, Kind, TarError, TarReader, Time};
 use super::tree::{self, Existing, Tree, TreeError};
 
@@ -31,7 +32,7 @@ pub(crate) struct Limits {
 /// What a layer unpacked to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Unpacked {
-    /// File data in bytes, holes not counted.
+    /// File data in bytes, without the holes that the archive itself names.
     pub(crate) bytes: u64,
     /// Estimate of the disk space used: data in blocks of 4 KiB, and metadata.
     pub(crate) disk_bytes: u64,
@@ -235,7 +236,11 @@ impl Unpack {
             rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o600))
         })?;
         match &entry.sparse {
-            None => self.write(tar, &fd, 0, entry.size)?,
+            None => {
+                if self.write(tar, &fd, 0, entry.size)? < entry.size {
+                    rustix::fs::ftruncate(&fd, entry.size)?;
+                }
+            }
             Some(segments) => {
                 for segment in segments {
                     self.write(tar, &fd, segment.offset, segment.length)?;
@@ -247,34 +252,45 @@ impl Unpack {
         Ok(rustix::fs::futimens(&fd, &timestamps(entry.mtime))?)
     }
 
-    /// Writes `length` bytes of the entry's data at `offset`.
+    /// Writes `length` bytes of the entry's data at `offset`, all but long runs of zeros. Gives the offset at which the
+    /// last write ended; what is after it are zeros.
     fn write<R: BufRead>(
         &mut self,
         tar: &mut TarReader<R>,
         fd: &OwnedFd,
         offset: u64,
         length: u64,
-    ) -> Result<(), Failure> {
+    ) -> Result<u64, Failure> {
         // Before the data, so that a bomb is refused by its header.
         self.charge(length, length.next_multiple_of(4096))?;
-        let mut written = 0;
-        while written < length {
-            let data = tar.data(length - written).map_err(UnpackError::from)?;
+        let mut position = offset;
+        let mut end = offset;
+        while position < offset + length {
+            let data = tar.data(offset + length - position).map_err(UnpackError::from)?;
             if data.is_empty() {
                 return Err(UnpackError::Archive(TarError::Truncated).into());
             }
-            let amount = rustix::io::pwrite(fd, data, offset + written)?;
+            let run = match holes::first_run(data, position) {
+                Run::Data(run) => run,
+                Run::Hole(run) => {
+                    tar.consume(run);
+                    position += run as u64;
+                    continue;
+                }
+            };
+            let amount = rustix::io::pwrite(fd, &data[..run], position)?;
             if amount == 0 {
                 return Err(Errno::IO.into());
             }
             tar.consume(amount);
-            written += amount as u64;
+            position += amount as u64;
+            end = position;
             self.unchecked += amount as u64;
             if self.unchecked >= FREE_CHECK {
                 self.check_free()?;
             }
         }
-        Ok(())
+        Ok(end)
     }
 
     fn hard_link(&mut self, parent: &[&[u8]], name: &OsStr, entry: &Entry) -> Result<(), Failure> {

@@ -140,6 +140,26 @@ fn sparse_files_stay_sparse() {
 }
 
 #[test]
+fn long_runs_of_zeros_become_holes() {
+    let data = |parts: &[(u8, usize)]| -> Vec<u8> {
+        parts.iter().flat_map(|(byte, length)| std::iter::repeat_n(*byte, *length)).collect()
+    };
+    let files = [
+        ("middle", data(&[(1, 100_000), (0, 1 << 20), (2, 100_000)])),
+        ("end", data(&[(1, 100_000), (0, 1 << 20)])),
+        ("all", data(&[(0, 1 << 20)])),
+        ("odd", data(&[(0, (1 << 20) + 17)])),
+    ];
+    let layer = Unpacked::new(&files.each_ref().map(|(name, data)| entry(b'0', name, "", data)));
+    for (name, data) in files {
+        let stat = std::fs::metadata(layer.path(name)).unwrap();
+        assert!(stat.blocks() * 512 < 300_000, "{name}: {} blocks", stat.blocks());
+        assert!(std::fs::read(layer.path(name)).unwrap() == data, "{name}");
+        assert_eq!(stat.mtime(), 1_000_000_000, "{name}");
+    }
+}
+
+#[test]
 fn counts_what_it_unpacks() {
     let directory = tempfile::tempdir_in("/tmp").unwrap();
     let archive = [entry(b'0', "a/b/one", "", &[1; 5000]), entry(b'2', "l", "one", b"")].concat();

@@ -68,9 +68,10 @@ mod update_cluster;
 mod update_cluster_settings;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use default_cluster::default_cluster;
+pub use stop_task::stop_all;
 pub use sweep::sweep;
 
 /// What ECS handlers work with.

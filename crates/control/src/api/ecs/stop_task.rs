@@ -5,13 +5,47 @@ use aws_api::ecs::{StopTaskRequest, StopTaskResponse};
 use model::TaskStatus;
 use model::status::{DesiredStatus, StopCause, StopCode};
 use model::task::{StopRequest, Task};
-use store::Txn;
+use store::{Revision, Txn};
 
 use super::errors::{contention, invalid, task_not_found};
 use super::records::{self, Outcome};
 use super::{Caller, Ecs, identifier, task_records, task_view};
+use crate::keys::{TASKS, TaskPath};
 
 const MAX_REASON: usize = 1024;
+
+/// What asks for the end of a running task.
+fn ask(ecs: &Ecs, path: &TaskPath, task: &mut Task, revision: Revision, reason: &str) -> Txn {
+    task.desired = DesiredStatus::Stopped;
+    task.stop = Some(StopRequest {
+        at: ecs.clock.now(),
+        cause: StopCause { code: StopCode::UserInitiated, reason: reason.to_owned() },
+    });
+    Txn::new().expect_revision(path.intent(), revision).put_json(path.intent(), task).put(path.pending(), "")
+}
+
+/// Asks for the end of every task of this server, whoever it belongs to; says how many there were.
+pub async fn stop_all(ecs: &Ecs, reason: &str) -> Result<usize, Error> {
+    let mut count = 0;
+    let mut conflict = true;
+    // A task that changed meanwhile is looked at again.
+    while std::mem::take(&mut conflict) {
+        for (key, found) in records::all::<Task>(&ecs.store, TASKS).await? {
+            let Some(path) = TaskPath::of_key(TASKS, &key) else { continue };
+            let mut known = task_records::complete(&ecs.store, &path, found.value).await?;
+            if known.task.desired != DesiredStatus::Running || known.status() == TaskStatus::Stopped {
+                continue;
+            }
+            let txn = ask(ecs, &path, &mut known.task, found.revision, reason);
+            match records::commit(&ecs.store, txn).await? {
+                Outcome::Conflict => conflict = true,
+                Outcome::Committed => count += 1,
+            }
+        }
+    }
+    ecs.wake.notify_one();
+    Ok(count)
+}
 
 /// Asks for the end of a task. One that was asked to end before, or has ended, stays as it is.
 pub async fn handle(ecs: &Ecs, caller: &Caller, input: StopTaskRequest) -> Result<StopTaskResponse, Error> {
@@ -28,15 +62,7 @@ pub async fn handle(ecs: &Ecs, caller: &Caller, input: StopTaskRequest) -> Resul
         let found = records::load::<Task>(&ecs.store, &path.intent()).await?.ok_or_else(task_not_found)?;
         let mut known = task_records::complete(&ecs.store, &path, found.value).await?;
         if known.task.desired == DesiredStatus::Running && known.status() != TaskStatus::Stopped {
-            known.task.desired = DesiredStatus::Stopped;
-            known.task.stop = Some(StopRequest {
-                at: ecs.clock.now(),
-                cause: StopCause { code: StopCode::UserInitiated, reason: reason.clone() },
-            });
-            let txn = Txn::new()
-                .expect_revision(path.intent(), found.revision)
-                .put_json(path.intent(), &known.task)
-                .put(path.pending(), "");
+            let txn = ask(ecs, &path, &mut known.task, found.revision, &reason);
             if records::commit(&ecs.store, txn).await? == Outcome::Conflict {
                 continue;
             }

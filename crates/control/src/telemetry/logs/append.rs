@@ -81,15 +81,17 @@ impl LogStore {
         .await
     }
 
-    /// Forgets the cursor of a source that will not write again.
+    /// Forgets the cursors of sources that will not write again.
     ///
     /// # Errors
     /// When the store cannot be written.
-    pub async fn forget_cursor(&self, source: &str) -> Result<(), LogError> {
-        let key = keys::cursor(source);
+    pub async fn forget_cursors(&self, sources: &[String]) -> Result<(), LogError> {
+        let keys: Vec<_> = sources.iter().map(|source| keys::cursor(source)).collect();
         self.write(0, false, move |tx| {
-            if tx.get(&key)?.is_some() {
-                tx.remove(key);
+            for key in keys {
+                if tx.get(&key)?.is_some() {
+                    tx.remove(key);
+                }
             }
             Ok(())
         })

@@ -36,13 +36,13 @@ pub(super) fn caller() -> Caller {
 }
 
 /// ECS over a store of its own, with the cluster `default`. The directory lives as long as it.
-pub(super) struct Fixture {
+pub(crate) struct Fixture {
     pub ecs: Ecs,
     pub caller: Caller,
     _directory: TempDir,
 }
 
-pub(super) async fn fixture() -> Fixture {
+pub(crate) async fn fixture() -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     let block = |prefix_len| Cidr { base: Ipv4Addr::new(172, 31, 0, 0), prefix_len };
     let ecs = Ecs {
@@ -83,7 +83,7 @@ macro_rules! call {
 pub(super) use call;
 
 /// A definition that Fargate takes, with the given members merged in.
-pub(super) fn definition(changes: Value) -> Value {
+pub(crate) fn definition(changes: Value) -> Value {
     let mut definition = json!({
         "family": "web",
         "requiresCompatibilities": ["FARGATE"],
@@ -96,7 +96,7 @@ pub(super) fn definition(changes: Value) -> Value {
     definition
 }
 
-pub(super) fn container(changes: Value) -> Value {
+pub(crate) fn container(changes: Value) -> Value {
     let mut container = json!({ "name": "app", "image": "localhost:5000/app:1" });
     merge(&mut container, changes);
     container
@@ -127,6 +127,12 @@ pub(super) fn run_request(changes: Value) -> Value {
     merge(&mut request, changes);
     let _typed: RunTaskRequest = serde_json::from_value(request.clone()).unwrap();
     request
+}
+
+/// Registers a definition of the family `web` and runs it once.
+pub(crate) async fn run(fixture: &Fixture, definition: Value) {
+    call!(fixture, register_task_definition, definition).unwrap();
+    call!(fixture, run_task, run_request(json!({}))).unwrap();
 }
 
 #[track_caller]

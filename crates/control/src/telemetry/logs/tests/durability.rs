@@ -134,7 +134,7 @@ async fn empty_messages_move_the_cursor_and_are_not_stored() {
     assert_eq!(send(&["a", "", "b"], 3).await, Appended { stored: 2, repeated: 0 });
     assert_eq!(send(&["", "b", "c"], 4).await, Appended { stored: 1, repeated: 2 });
     assert_eq!(send(&["c"], 4).await, Appended { stored: 0, repeated: 1 });
-    f.store.forget_cursor("c").await.expect("forget");
+    f.store.forget_cursors(&["c".to_owned(), "never".to_owned()]).await.expect("forget");
     assert_eq!(f.store.cursor("c").await.expect("cursor"), 0);
 }
 
