@@ -11,9 +11,26 @@
 //!        guest's queue notification ─ ioeventfd ─▶ device threads ────┴─▶ devices in `virtio/`
 //! ```
 
+pub mod acpi;
+pub mod backends;
+pub mod boot;
+pub mod builder;
+pub mod bus;
+pub mod control;
+pub mod device_thread;
+pub mod devices;
+pub mod ending;
+pub mod files;
+pub mod gate;
+pub mod log;
+pub mod machine;
+pub mod memory;
+pub mod monitor;
 pub mod rate_limiter;
 pub mod seccomp;
+pub mod vcpu;
 pub mod virtio;
+pub mod vm;
 
 /// The guest's memory.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;

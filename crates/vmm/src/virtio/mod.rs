@@ -23,6 +23,7 @@ mod buffers;
 pub mod chain;
 pub mod entropy;
 mod events;
+pub mod mmio;
 pub mod net;
 mod queue;
 #[cfg(test)]
@@ -90,6 +91,7 @@ impl Vrings {
 #[derive(Clone)]
 pub struct Interrupt {
     status: Arc<AtomicU32>,
+    generation: Arc<AtomicU32>,
     line: Arc<EventFd>,
 }
 
@@ -100,7 +102,7 @@ impl Interrupt {
     /// An interrupt that KVM raises when `line` is written to (irqfd).
     #[must_use]
     pub fn new(line: Arc<EventFd>) -> Self {
-        Self { status: Arc::new(AtomicU32::new(0)), line }
+        Self { status: Arc::default(), generation: Arc::default(), line }
     }
 
     pub fn used_buffer(&self) {
@@ -109,6 +111,7 @@ impl Interrupt {
 
     /// The configuration space has changed.
     pub fn configuration_changed(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
         self.raise(Self::CONFIGURATION);
     }
 
@@ -123,8 +126,15 @@ impl Interrupt {
         self.status.fetch_and(!bits, Ordering::SeqCst);
     }
 
-    /// Puts a snapshot's status back, and interrupts again for what was not acknowledged.
-    pub fn restore(&self, status: u32) {
+    /// The register `ConfigGeneration`: how often the configuration has changed.
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    /// Puts a snapshot's registers back, and interrupts again for what was not acknowledged.
+    pub fn restore(&self, status: u32, generation: u32) {
+        self.generation.store(generation, Ordering::SeqCst);
         self.status.store(status, Ordering::SeqCst);
         if status != 0 {
             self.raise(0);

@@ -1,0 +1,111 @@
+//! How a machine's threads are made to run, rest and stop.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// What a thread is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    Run,
+    Rest,
+    Stop,
+}
+
+/// Between one thread and its machine. The thread calls [`Gate::pass`] wherever it may rest.
+#[derive(Debug)]
+pub struct Gate {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    wanted: Wanted,
+    resting: bool,
+}
+
+impl Gate {
+    #[must_use]
+    pub fn new(wanted: Wanted) -> Self {
+        Self { state: Mutex::new(State { wanted, resting: false }), changed: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is whole at any time.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the thread; it must then be woken from what it waits for outside of the gate. Nothing
+    /// follows after [`Wanted::Stop`].
+    pub fn ask(&self, wanted: Wanted) {
+        let mut state = self.lock();
+        if state.wanted != Wanted::Stop {
+            state.wanted = wanted;
+        }
+        self.changed.notify_all();
+    }
+
+    /// What the thread is asked to do.
+    #[must_use]
+    pub fn wanted(&self) -> Wanted {
+        self.lock().wanted
+    }
+
+    /// The machine waits until the thread rests or is gone.
+    pub fn wait_until_resting(&self) {
+        let mut state = self.lock();
+        while !state.resting {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The thread rests as long as it shall. False: it shall stop.
+    #[must_use]
+    pub fn pass(&self) -> bool {
+        let mut state = self.lock();
+        while state.wanted == Wanted::Rest {
+            state.resting = true;
+            self.changed.notify_all();
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.resting = false;
+        state.wanted == Wanted::Run
+    }
+
+    /// The thread is gone, and counts as resting from now on.
+    pub fn leave(&self) {
+        let mut state = self.lock();
+        state.wanted = Wanted::Stop;
+        state.resting = true;
+        self.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn a_thread_rests_runs_and_stops() {
+        let gate = Arc::new(Gate::new(Wanted::Rest));
+        let thread = std::thread::spawn({
+            let gate = gate.clone();
+            move || {
+                while gate.pass() {
+                    std::thread::yield_now();
+                }
+                gate.leave();
+            }
+        });
+        gate.wait_until_resting();
+        gate.ask(Wanted::Run);
+        gate.ask(Wanted::Rest);
+        gate.wait_until_resting();
+        gate.ask(Wanted::Stop);
+        gate.ask(Wanted::Run);
+        thread.join().unwrap();
+        gate.wait_until_resting();
+        assert_eq!(gate.wanted(), Wanted::Stop);
+    }
+}

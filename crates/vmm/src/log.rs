@@ -1,0 +1,29 @@
+//! What the monitor has to say besides its answers: lines on its standard error, which the agent
+//! reads. Nothing that a guest chose gets into them.
+
+use std::error::Error;
+
+/// Says that something went wrong, and why.
+pub fn warning(what: &str, why: &dyn Error) {
+    line(&format!("{what}: {}", chain(why)));
+}
+
+/// Says something.
+pub fn line(text: &str) {
+    use std::io::Write;
+    // A closed standard error is no reason to stop.
+    let _ = std::io::stderr().write_all(format!("coracle-vmm: {text}\n").as_bytes());
+}
+
+/// An error and all its sources.
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
