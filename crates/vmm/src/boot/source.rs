@@ -62,14 +62,45 @@ impl ReadVolatile for Source {
         &mut self,
         into: &mut VolatileSlice<'_, B>,
     ) -> Result<usize, VolatileMemoryError> {
+        // To the end: guest memory takes a short read for the end of the file.
         self.chunk.resize(CHUNK, 0);
-        let wanted = into.len().min(CHUNK);
-        let read = self
-            .file
-            .read_at(&mut self.chunk[..wanted], self.offset)
-            .map_err(VolatileMemoryError::IOError)?;
-        self.offset += read as u64;
-        into.copy_from(&self.chunk[..read]);
-        Ok(read)
+        let mut done = 0;
+        while done < into.len() {
+            let wanted = (into.len() - done).min(CHUNK);
+            let read = self
+                .file
+                .read_at(&mut self.chunk[..wanted], self.offset)
+                .map_err(VolatileMemoryError::IOError)?;
+            if read == 0 {
+                break;
+            }
+            into.subslice(done, read)?.copy_from(&self.chunk[..read]);
+            self.offset += read as u64;
+            done += read;
+        }
+        Ok(done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+
+    #[test]
+    fn a_file_longer_than_a_chunk_is_read_whole_wherever_its_own_offset_is() {
+        let contents: Vec<u8> = (0..CHUNK * 3 + 5).map(|at| (at % 251) as u8).collect();
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, &contents).unwrap();
+        let memory = crate::memory::anonymous(32).unwrap();
+        let mut source = Source::new(file);
+        source.seek(SeekFrom::Start(1)).unwrap();
+        memory.read_exact_volatile_from(GuestAddress(7), &mut source, contents.len() - 1).unwrap();
+        let mut read = vec![0; contents.len() - 1];
+        memory.read_slice(&mut read, GuestAddress(7)).unwrap();
+        assert!(read == contents[1..]);
+        let more = memory.read_exact_volatile_from(GuestAddress(0), &mut source, 1);
+        assert!(more.is_err());
     }
 }
