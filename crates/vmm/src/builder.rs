@@ -73,7 +73,7 @@ pub fn boot(
 
     let memory = memory::anonymous(config.memory_mib)?;
     let vm = vm::create(host, &memory)?;
-    let devices = vm::attach(&vm, &memory, backends)?;
+    let devices = vm::attach(&vm, &memory, backends.devices)?;
     let generation_line = vm::interrupt_line(&vm, bus::GENERATION_INTERRUPT)?;
     let serial = match console {
         Some(output) => Some(SerialPort::new(vm::interrupt_line(&vm, bus::SERIAL_INTERRUPT)?, output)),
@@ -105,5 +105,5 @@ pub fn boot(
     processor::start_at(&vcpus[0], &memory, kernel.entry)?;
 
     let bus = Bus::new(devices, serial);
-    Ok(Machine::new(Parts { vm, memory, bus, vcpus, generation_line }, ending)?)
+    Ok(Machine::new(Parts { vm, memory, bus, vcpus, balloon: backends.balloon, generation_line }, ending)?)
 }

@@ -14,6 +14,7 @@ use crate::ending::Ending;
 use crate::gate::Wanted;
 use crate::memory;
 use crate::vcpu::Vcpu;
+use crate::virtio::balloon;
 
 /// What a machine is made of.
 pub struct Parts {
@@ -21,6 +22,7 @@ pub struct Parts {
     pub memory: GuestMemory,
     pub bus: Bus,
     pub vcpus: Vec<VcpuFd>,
+    pub balloon: balloon::Control,
     pub generation_line: EventFd,
 }
 
@@ -30,6 +32,7 @@ pub struct Machine {
     vcpus: Vec<Vcpu>,
     device_threads: Vec<DeviceThread>,
     bus: Arc<Bus>,
+    balloon: balloon::Control,
     generation_line: EventFd,
     vm: VmFd,
     memory: GuestMemory,
@@ -42,7 +45,7 @@ impl Machine {
     /// # Errors
     /// The host gives no more threads or descriptors.
     pub fn new(parts: Parts, ending: Ending) -> io::Result<Self> {
-        let Parts { vm, memory, bus, vcpus, generation_line } = parts;
+        let Parts { vm, memory, bus, vcpus, balloon, generation_line } = parts;
         let bus = Arc::new(bus);
         let (blocking, others): (Vec<_>, Vec<_>) =
             bus.virtio_devices().iter().cloned().partition(|device| device.lock().device().is_blocking());
@@ -57,7 +60,7 @@ impl Machine {
             .into_iter()
             .map(|vcpu| Vcpu::spawn(vcpu, bus.clone(), ending.clone()))
             .collect::<Result<_, _>>()?;
-        let machine = Self { vcpus, device_threads, bus, generation_line, vm, memory, paused: true };
+        let machine = Self { vcpus, device_threads, bus, balloon, generation_line, vm, memory, paused: true };
         machine.wait_until_resting();
         Ok(machine)
     }
@@ -100,9 +103,14 @@ impl Machine {
             vcpus: self.vcpus.len() as u8,
             memory_mib: memory::size_mib(&self.memory),
             paused: self.paused,
-            ballooned_mib: 0,
+            ballooned_mib: self.balloon.actual(),
             started_in_us,
         }
+    }
+
+    /// Asks the guest for this much of its memory, in MiB.
+    pub fn set_balloon(&self, target_mib: u32) {
+        self.balloon.set_target(target_mib);
     }
 
     #[must_use]

@@ -102,7 +102,7 @@ impl Monitor {
                 let _ = (files.take(state), files.take(memory));
                 return Err("not yet".into());
             }
-            Request::Balloon { .. } => return Err("not yet".into()),
+            Request::Balloon { target_mib } => self.machine()?.set_balloon(target_mib),
             Request::Describe => {
                 let started_in_us = self.started_in_us;
                 return Ok(Response::Description(self.machine()?.describe(started_in_us)));

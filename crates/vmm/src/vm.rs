@@ -9,11 +9,10 @@ use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::GuestMemory;
-use crate::backends::Backends;
 use crate::bus;
 use crate::memory::{self, MemoryError};
 use crate::virtio::mmio::{Devices, MmioDevice, NOTIFY_OFFSET, Transport};
-use crate::virtio::{DeviceError, Interrupt};
+use crate::virtio::{DeviceError, Interrupt, VirtioDevice};
 
 /// Pages that KVM needs for itself on some processors, at the end of the hole (KVM API, 4.35 and
 /// `KVM_SET_IDENTITY_MAP_ADDR`).
@@ -71,12 +70,16 @@ pub fn create(host: &Kvm, memory: &GuestMemory) -> Result<VmFd, VmError> {
 ///
 /// # Errors
 /// There are too many, or KVM or the host refuses.
-pub fn attach(vm: &VmFd, memory: &GuestMemory, backends: Backends) -> Result<Devices, VmError> {
-    if backends.devices.len() > bus::MAX_VIRTIO_DEVICES {
-        return Err(VmError::TooManyDevices(backends.devices.len()));
+pub fn attach(
+    vm: &VmFd,
+    memory: &GuestMemory,
+    virtio: Vec<Box<dyn VirtioDevice>>,
+) -> Result<Devices, VmError> {
+    if virtio.len() > bus::MAX_VIRTIO_DEVICES {
+        return Err(VmError::TooManyDevices(virtio.len()));
     }
     let mut devices = Vec::new();
-    for (index, device) in backends.devices.into_iter().enumerate() {
+    for (index, device) in virtio.into_iter().enumerate() {
         let line = interrupt_line(vm, bus::virtio_interrupt(index))?;
         let transport = Transport::new(device, memory.clone(), Interrupt::new(Arc::new(line)))?;
         let register = IoEventAddress::Mmio(bus::virtio_window(index) + NOTIFY_OFFSET);

@@ -215,9 +215,14 @@ impl Console {
 
     /// Waits until the guest has written this.
     pub fn wait_for(&self, what: &str) {
+        self.wait_until(|text| text.contains(what));
+    }
+
+    /// Waits until what the guest has written is like this.
+    pub fn wait_until(&self, condition: impl Fn(&str) -> bool) {
         let deadline = Instant::now() + PATIENCE;
-        while !self.text().contains(what) {
-            assert!(Instant::now() < deadline, "no {what:?} in:\n{}", self.text());
+        while !condition(&self.text()) {
+            assert!(Instant::now() < deadline, "still:\n{}", self.text());
             std::thread::sleep(Duration::from_millis(10));
         }
     }
