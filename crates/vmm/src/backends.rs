@@ -11,6 +11,7 @@ use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::{self, Balloon};
 use crate::virtio::block::Block;
 use crate::virtio::entropy::Entropy;
+use crate::virtio::net::Net;
 use crate::virtio::vsock::{Vsock, VsockPort};
 
 #[derive(Debug, thiserror::Error)]
@@ -21,8 +22,6 @@ pub enum BackendError {
     Disk(usize, #[source] io::Error),
     #[error("the {0} cannot be used")]
     Backend(&'static str, #[source] io::Error),
-    #[error("there is no network device yet")]
-    NoNetwork,
 }
 
 /// What stands behind a machine's devices.
@@ -44,8 +43,11 @@ pub fn open(description: &Devices, files: &mut Files) -> Result<Backends, Backen
         let block = Block::new(parts, disk.read_only, disk.rate_limit, disk_id(index));
         devices.push(Box::new(block.map_err(|error| BackendError::Disk(index, error))?));
     }
-    if description.network.is_some() {
-        return Err(BackendError::NoNetwork);
+    if let Some(network) = &description.network {
+        let tap = network.tap.map(|tap| files.take(tap)).transpose()?;
+        let net = Net::new(tap, network.mac, network.mtu, network.transmit_limit, network.receive_limit)
+            .map_err(|error| BackendError::Backend("tap device", error))?;
+        devices.push(Box::new(net));
     }
     if let Some(vsock) = &description.vsock {
         let mut ports = Vec::new();
