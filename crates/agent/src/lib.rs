@@ -4,6 +4,7 @@
 //! what no task needs; [`Agent::run`] serves a session with control. Ending the agent ends no task.
 
 pub mod cgroup;
+pub mod guest;
 pub mod host;
 pub mod image;
 pub mod instance;

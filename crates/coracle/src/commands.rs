@@ -5,6 +5,7 @@ pub mod doctor;
 pub mod env;
 pub mod images;
 pub mod inspect;
+pub mod kernel;
 mod log_reader;
 pub mod logs;
 pub mod print;

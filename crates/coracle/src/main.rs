@@ -59,6 +59,9 @@ enum Command {
     Push(commands::push::PushArgs),
     /// Say what this machine can do for tasks, and what to do about what it cannot
     Doctor,
+    /// Manage the kernels that microVMs run
+    #[command(subcommand)]
+    Kernel(commands::kernel::KernelCommand),
     /// Empty an ephemeral server
     Reset,
     /// Count the AWS operations that Coracle serves
@@ -82,6 +85,7 @@ fn main() -> ExitCode {
         Command::Images => done(block_on(commands::images::main(&context))),
         Command::Push(args) => done(block_on(commands::push::main(&context, &args))),
         Command::Doctor => commands::doctor::main(&context),
+        Command::Kernel(command) => done(commands::kernel::main(&context, &command)),
         Command::Reset => done(block_on(commands::reset::main(&context))),
         Command::ApiCoverage(args) => done(commands::api_coverage::main(&context, &args)),
     };

@@ -23,7 +23,7 @@ mod disk;
 mod download;
 mod error;
 mod index;
-mod layer;
+pub(crate) mod layer;
 mod manifest;
 mod pull;
 mod reference;

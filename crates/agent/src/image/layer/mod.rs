@@ -9,4 +9,5 @@ mod tree;
 mod unpack;
 
 pub(crate) use pipeline::{Expected, Feed, LayerFailure, Unpacker};
+pub(crate) use tar::{Kind, TarError, TarReader};
 pub(crate) use unpack::{Limits, Unpacked};
