@@ -1,6 +1,8 @@
 //! A client of the real `coracle-vmm`, which does what an agent does, and guests to run.
 #![allow(dead_code, reason = "not every test program uses everything")]
 
+pub mod own_guest;
+
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut, Read, Seek};
 use std::mem::MaybeUninit;

@@ -1,0 +1,222 @@
+//! Network and vsock of machines on real KVM: Linux's own drivers at the other end.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Console, Monitor, PATIENCE, guest, own_guest};
+use model::microvm::{Attached, Ended, NetworkInterface, Request, Vsock, VsockPort};
+
+const PORT: u32 = 1024;
+/// Bytes each way.
+const MUCH: usize = 1 << 20;
+
+fn pattern(seed: u8) -> Vec<u8> {
+    (0..MUCH).map(|at| (at as u8).wrapping_mul(31) ^ (at >> 8) as u8 ^ (at >> 16) as u8 ^ seed).collect()
+}
+
+/// Sends back what comes, from the other end's beginning to its end.
+fn echo(mut from: impl Read, mut to: impl Write) {
+    std::io::copy(&mut from, &mut to).unwrap();
+}
+
+// ---- in the guest ----
+
+/// Not a test by itself: echoes each connection to the vsock port, in a thread each.
+#[test]
+fn guest_vsock_echo() {
+    if !own_guest::is_here() {
+        return;
+    }
+    let listener = vsock_listener();
+    println!("guest: listening");
+    loop {
+        let stream = UnixStream::from(rustix::net::accept(&listener).unwrap());
+        thread::spawn(move || {
+            echo(&stream, &stream);
+            let _ = stream.shutdown(Shutdown::Write);
+        });
+    }
+}
+
+/// `std` and `rustix` know no such addresses.
+#[allow(unsafe_code)]
+fn vsock_listener() -> OwnedFd {
+    // SAFETY: plain calls with valid arguments; the descriptor is new.
+    unsafe {
+        let fd = libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+        assert!(fd >= 0);
+        let socket = OwnedFd::from_raw_fd(fd);
+        let mut address: libc::sockaddr_vm = std::mem::zeroed();
+        address.svm_family = libc::AF_VSOCK as _;
+        address.svm_cid = libc::VMADDR_CID_ANY;
+        address.svm_port = PORT;
+        assert_eq!(libc::bind(fd, (&raw const address).cast(), size_of_val(&address) as _), 0);
+        assert_eq!(libc::listen(fd, 64), 0);
+        socket
+    }
+}
+
+/// Not a test by itself: sends much to the host, which sends it back.
+#[test]
+fn guest_network_client() {
+    if !own_guest::is_here() {
+        return;
+    }
+    let stream = TcpStream::connect("10.0.0.1:9000").unwrap();
+    let mut reading = stream.try_clone().unwrap();
+    let reader = thread::spawn(move || {
+        let mut all = Vec::new();
+        reading.read_to_end(&mut all).unwrap();
+        all
+    });
+    (&stream).write_all(&pattern(1)).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    assert!(reader.join().unwrap() == pattern(1));
+    println!("guest: all came back");
+}
+
+// ---- on the host ----
+
+/// Sends much and gets it back.
+fn exchange(stream: &UnixStream, seed: u8) {
+    let mut writing = stream.try_clone().unwrap();
+    let writer = thread::spawn(move || {
+        writing.write_all(&pattern(seed)).unwrap();
+        writing.shutdown(Shutdown::Write).unwrap();
+    });
+    let mut all = Vec::new();
+    (&mut &*stream).read_to_end(&mut all).unwrap();
+    assert_eq!(all.len(), MUCH);
+    assert!(all == pattern(seed));
+    writer.join().unwrap();
+}
+
+#[test]
+#[ignore = "needs KVM that runs Linux: make test-microvm"]
+fn vsock_connections() {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(directory.path().join("served")).unwrap();
+    let unserved = UnixListener::bind(directory.path().join("unserved")).unwrap();
+    let connect = |name: &str| {
+        let stream = UnixStream::connect(directory.path().join(name)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    };
+    let mut config = own_guest::running("", "guest_vsock_echo");
+    let ports = vec![
+        VsockPort { listener: Attached(3), port: PORT },
+        VsockPort { listener: Attached(4), port: PORT + 1 },
+    ];
+    config.devices.vsock = Some(Vsock { ports });
+    let console = Console::new();
+    let files: [&dyn AsFd; 5] = [&guest("vmlinuz"), &own_guest::initramfs(), &console, &listener, &unserved];
+    let mut monitor = Monitor::start();
+    monitor.must(&Request::Boot(Box::new(config)), &files);
+    console.wait_for("guest: listening");
+
+    exchange(&connect("served"), 0);
+    // Nobody listens there.
+    let mut bytes = [0; 1];
+    assert!(!matches!(connect("unserved").read(&mut bytes), Ok(1..)));
+    // Many at once, of which one does not read.
+    let stalled = connect("served");
+    stalled.set_nonblocking(true).unwrap();
+    while (&stalled).write(&[0; 65536]).is_ok_and(|count| count > 0) {}
+    let streams: Vec<_> = (0..10).map(|_| connect("served")).collect();
+    thread::scope(|scope| {
+        for (seed, stream) in (0..).zip(&streams) {
+            scope.spawn(move || exchange(stream, seed));
+        }
+    });
+    drop(stalled);
+    // Pausing loses nothing.
+    let stream = connect("served");
+    let exchanging = thread::spawn(move || exchange(&stream, 7));
+    for _ in 0..5 {
+        monitor.must(&Request::Pause, &[]);
+        monitor.must(&Request::Resume, &[]);
+    }
+    exchanging.join().unwrap();
+    // More than there may be at once, one after the other.
+    for _ in 0..100 {
+        let mut stream = connect("served");
+        stream.write_all(b"x").unwrap();
+        stream.read_exact(&mut bytes).unwrap();
+    }
+    monitor.must(&Request::Stop, &[]);
+    assert_eq!(monitor.wait_for_end(), Ended::Stopped);
+}
+
+#[test]
+#[ignore = "needs KVM that runs Linux: make test-microvm"]
+fn network() {
+    // The test's own network namespace is gone with its thread.
+    thread::spawn(|| {
+        let tap = tap();
+        for command in ["link set tap0 up", "address add 10.0.0.1/24 dev tap0"] {
+            assert!(Command::new("ip").args(command.split(' ')).status().unwrap().success());
+        }
+        let server = TcpListener::bind("10.0.0.1:9000").unwrap();
+        server.set_nonblocking(true).unwrap();
+        let mut config = own_guest::running(
+            "ip link set eth0 up; ip address add 10.0.0.2/24 dev eth0; ip link show eth0; ping -c 1 10.0.0.1;",
+            "guest_network_client",
+        );
+        config.devices.network = Some(NetworkInterface {
+            tap: Some(Attached(3)),
+            mac: [2, 0, 0, 0, 0, 2],
+            mtu: None,
+            transmit_limit: None,
+            receive_limit: None,
+        });
+        let console = Console::new();
+        let files: [&dyn AsFd; 4] = [&guest("vmlinuz"), &own_guest::initramfs(), &console, &tap];
+        let mut monitor = Monitor::start();
+        monitor.must(&Request::Boot(Box::new(config)), &files);
+        let deadline = Instant::now() + PATIENCE;
+        let stream = loop {
+            match server.accept() {
+                Ok((stream, _)) => break stream,
+                Err(error) => assert!(Instant::now() < deadline, "{error}:\n{}", console.text()),
+            }
+            thread::sleep(Duration::from_millis(10));
+        };
+        stream.set_nonblocking(false).unwrap();
+        echo(&stream, &stream);
+        stream.shutdown(Shutdown::Write).unwrap();
+        let ended = monitor.wait_for_end();
+        let text = console.text();
+        assert_eq!(ended, Ended::PoweredOff, "{text}");
+        assert!(text.contains("guest: all came back"), "{text}");
+        assert!(text.contains("02:00:00:00:00:02"), "{text}");
+        assert!(text.contains("1 packets received"), "{text}");
+    })
+    .join()
+    .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+/// A tap device as the agent makes it, in a network namespace of this thread's.
+#[allow(unsafe_code)]
+fn tap() -> OwnedFd {
+    const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
+    // SAFETY: concerns this thread only, which has nothing of the network open.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "root");
+    let file = std::fs::File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+    // SAFETY: zeros are a valid `ifreq`; the kernel reads and writes one.
+    unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(b"tap0") {
+            *to = *from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as _;
+        assert_eq!(libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request), 0);
+    }
+    file.into()
+}
