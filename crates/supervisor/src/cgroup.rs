@@ -213,11 +213,20 @@ impl Cgroup {
         groups.into_iter().any(|dir| dir.join("memory.swap.max").exists())
     }
 
-    /// Moves this process into the group, for good.
-    pub fn join(&self) -> Result<()> {
+    /// Moves this process into the group, for good, to the process `first` of it. A privileged
+    /// container may have made groups in its own, which takes no processes then.
+    pub fn join(&self, first: Pid) -> Result<()> {
         let file = if self.is_unified { "cgroup.procs" } else { "tasks" };
         for dir in &self.dirs {
-            move_to(&dir.join(file)).with_context(|| format!("enter {}", dir.display()))?;
+            match move_to(&dir.join(file)) {
+                Err(error) if self.is_unified && error.kind() == ErrorKind::ResourceBusy => {
+                    let text = fs::read_to_string(format!("/proc/{first}/cgroup"))?;
+                    let group = group_in(&text, "").context("the container has no control group")?;
+                    let group = Path::new(UNIFIED_ROOT).join(group.trim_start_matches('/'));
+                    move_to(&group.join(file)).with_context(|| format!("enter {}", group.display()))?;
+                }
+                other => other.with_context(|| format!("enter {}", dir.display()))?,
+            }
         }
         Ok(())
     }
@@ -321,7 +330,8 @@ fn own_groups() -> Result<Vec<PathBuf>> {
         .collect()
 }
 
-/// From `/proc/self/cgroup`, the group in the hierarchy that has any of the named controllers.
+/// From `/proc/self/cgroup`, the group in the hierarchy that has any of the named controllers; an
+/// empty name stands for version 2.
 fn group_in<'a>(text: &'a str, names: &str) -> Option<&'a str> {
     text.lines().find_map(|line| {
         let (_, rest) = line.split_once(':')?;
@@ -342,6 +352,7 @@ mod tests {
         assert_eq!(group_in(text, "cpu,cpuacct"), Some("/b:c"));
         assert_eq!(group_in(text, "cpuacct"), Some("/b:c"));
         assert_eq!(group_in(text, "pids"), None);
+        assert_eq!(group_in(text, ""), Some("/"));
     }
 
     #[test]

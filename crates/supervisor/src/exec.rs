@@ -46,7 +46,7 @@ pub fn start(container: Pid, context: &Inside, arguments: &[String], dev_null: &
     let Some(middle) = sys::fork()? else {
         // The PID namespace is entered by children only, hence the second fork. Its child is left
         // to the supervisor by the end of this process.
-        let child = join(&pidfd, context).and_then(|()| Ok(sys::fork()?));
+        let child = join(container, &pidfd, context).and_then(|()| Ok(sys::fork()?));
         let code = match child {
             Ok(Some(child)) => {
                 let _ = rustix::io::write(&pid_write, &child.as_raw().to_ne_bytes());
@@ -74,10 +74,10 @@ pub fn start(container: Pid, context: &Inside, arguments: &[String], dev_null: &
     Ok(Pid::from_raw(i32::from_ne_bytes(bytes)))
 }
 
-fn join(container: &impl AsFd, context: &Inside) -> Result<()> {
+fn join(first: Pid, container: &impl AsFd, context: &Inside) -> Result<()> {
     // While this process may still write there.
     let _ = fs::write("/proc/self/oom_score_adj", b"0");
-    context.cgroup.join()?;
+    context.cgroup.join(first)?;
     // Not the container's root only knows this process's memory as long as it is not dumpable.
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
     // A process cannot join the user namespace that it is in.
