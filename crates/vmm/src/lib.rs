@@ -28,6 +28,7 @@ pub mod memory;
 pub mod monitor;
 pub mod rate_limiter;
 pub mod seccomp;
+pub mod snapshot;
 pub mod vcpu;
 pub mod virtio;
 pub mod vm;

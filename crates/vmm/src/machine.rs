@@ -68,6 +68,7 @@ impl Machine {
     /// Sets all threads going.
     pub fn resume(&mut self) {
         if self.paused {
+            self.tell_clock_stopped();
             self.device_threads.iter().for_each(|thread| thread.ask(Wanted::Run));
             self.vcpus.iter().for_each(|vcpu| vcpu.ask(Wanted::Run));
             self.paused = false;
@@ -83,6 +84,14 @@ impl Machine {
             self.device_threads.iter().for_each(|thread| thread.ask(Wanted::Rest));
             self.wait_until_resting();
             self.paused = true;
+        }
+    }
+
+    /// Tells the guest that it has not run for a while, so that it does not take that for a hang
+    /// (KVM API, `KVM_KVMCLOCK_CTRL`). A guest that does not use KVM's clock cannot be told.
+    fn tell_clock_stopped(&self) {
+        for vcpu in &self.vcpus {
+            let _ = vcpu.lock().kvmclock_ctrl();
         }
     }
 

@@ -14,6 +14,9 @@ use crate::ending::Ending;
 use crate::files::Files;
 use crate::log;
 use crate::machine::Machine;
+use crate::snapshot::{restore, save};
+
+const NO_MACHINE: &str = "there is no machine yet";
 
 /// What the monitor was started with.
 pub struct Monitor {
@@ -91,16 +94,21 @@ impl Monitor {
                     .map_err(|error| log::chain(&error))?;
                 self.start(machine, began);
             }
-            Request::Restore(_) => return Err("not yet".into()),
+            Request::Restore(config) => {
+                let machine = restore::restore(&self.host, &config, files, self.ending.clone())
+                    .map_err(|error| log::chain(&error))?;
+                self.start(machine, began);
+            }
             Request::Pause => self.machine()?.pause(),
             Request::Resume => self.machine()?.resume(),
             Request::Snapshot { state, memory } => {
-                let machine = self.machine()?;
+                let machine = self.machine.as_ref().ok_or(NO_MACHINE)?;
                 if !machine.is_paused() {
                     return Err("only a paused machine can be written down".into());
                 }
-                let _ = (files.take(state), files.take(memory));
-                return Err("not yet".into());
+                let mut take = |file| files.take(file).map_err(|error| error.to_string());
+                save::save(&self.host, machine, take(state)?, take(memory)?)
+                    .map_err(|error| log::chain(&error))?;
             }
             Request::Balloon { target_mib } => self.machine()?.set_balloon(target_mib),
             Request::Describe => {
@@ -122,7 +130,7 @@ impl Monitor {
     }
 
     fn machine(&mut self) -> Result<&mut Machine, String> {
-        self.machine.as_mut().ok_or_else(|| "there is no machine yet".into())
+        self.machine.as_mut().ok_or_else(|| NO_MACHINE.into())
     }
 
     /// Tells the connected agent how the machine ended.

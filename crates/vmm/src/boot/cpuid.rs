@@ -13,6 +13,7 @@ const TOPOLOGY: u32 = 0xb;
 const TOPOLOGY_V2: u32 = 0x1f;
 const AMD_FEATURES: u32 = 0x8000_0001;
 const AMD_SIZES: u32 = 0x8000_0008;
+const AMD_SVM: u32 = 0x8000_000a;
 const AMD_CACHES: u32 = 0x8000_001d;
 const AMD_TOPOLOGY: u32 = 0x8000_001e;
 
@@ -30,13 +31,17 @@ pub fn supported(kvm: &Kvm) -> Result<CpuId, kvm_ioctls::Error> {
                 set(&mut entry.ecx, 24, deadline_timer);
                 // MONITOR/MWAIT would only trap.
                 set(&mut entry.ecx, 3, false);
+                // VMX: guests have no guests of their own.
+                set(&mut entry.ecx, 5, false);
                 // A hypervisor is present.
                 set(&mut entry.ecx, 31, true);
             }
-            // No performance counters: they tell of the neighbours, and bind snapshots to a model.
-            PERFORMANCE => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
-            // PerfCtrExtCore and PerfCtrExtNB.
+            // No performance counters: they tell of the neighbours, and bind snapshots to a model. No
+            // SVM: as VMX.
+            PERFORMANCE | AMD_SVM => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
+            // SVM; PerfCtrExtCore and PerfCtrExtNB.
             AMD_FEATURES => {
+                set(&mut entry.ecx, 2, false);
                 set(&mut entry.ecx, 23, false);
                 set(&mut entry.ecx, 24, false);
             }

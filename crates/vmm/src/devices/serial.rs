@@ -30,14 +30,17 @@ impl Trigger for Line {
 
 /// Swallows what cannot be written: a console is for people, and must not stop the guest.
 struct Console {
-    file: File,
+    /// `None`: nobody wants to read it.
+    file: Option<File>,
     left: u64,
 }
 
 impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let length = bytes.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        let _ = self.file.write_all(&bytes[..length]);
+        if let Some(file) = &mut self.file {
+            let _ = file.write_all(&bytes[..length]);
+        }
         self.left -= length as u64;
         Ok(bytes.len())
     }
@@ -64,12 +67,12 @@ pub struct State {
 impl SerialPort {
     #[must_use]
     pub fn new(line: EventFd, output: OwnedFd) -> Self {
-        Self { port: Serial::new(Line(line), console(output)) }
+        Self { port: Serial::new(Line(line), console(Some(output))) }
     }
 
     /// # Errors
     /// The state makes no sense or the interrupt cannot be raised.
-    pub fn restore(line: EventFd, output: OwnedFd, state: &State) -> Result<Self, io::Error> {
+    pub fn restore(line: EventFd, output: Option<OwnedFd>, state: &State) -> Result<Self, io::Error> {
         let state = SerialState {
             baud_divisor_low: state.baud_divisor[0],
             baud_divisor_high: state.baud_divisor[1],
@@ -115,8 +118,8 @@ impl SerialPort {
     }
 }
 
-fn console(output: OwnedFd) -> Console {
-    Console { file: File::from(output), left: MAX_OUTPUT }
+fn console(output: Option<OwnedFd>) -> Console {
+    Console { file: output.map(File::from), left: MAX_OUTPUT }
 }
 
 #[cfg(test)]
@@ -135,7 +138,7 @@ mod tests {
         }
         port.write(7, 0x5a);
         let state = port.save();
-        let mut port = SerialPort::restore(line(), file.try_clone().unwrap().into(), &state).unwrap();
+        let mut port = SerialPort::restore(line(), Some(file.try_clone().unwrap().into()), &state).unwrap();
         assert_eq!(port.read(7), 0x5a);
         assert_eq!(port.save(), state);
         let mut text = String::new();
@@ -147,7 +150,7 @@ mod tests {
     #[test]
     fn a_console_without_end_does_not_fill_the_disk() {
         let file = tempfile::tempfile().unwrap();
-        let mut console = console(file.try_clone().unwrap().into());
+        let mut console = console(Some(file.try_clone().unwrap().into()));
         let block = vec![b'x'; 1 << 20];
         for _ in 0..20 {
             console.write_all(&block).unwrap();

@@ -446,8 +446,8 @@ impl Transport {
         }
     }
 
-    /// Takes a snapshot's registers and device state on. What stands behind the device is new, so
-    /// an active driver is told to look at its configuration again.
+    /// Takes a snapshot's registers and device state on. What stands behind the device is new; it
+    /// tells an active driver itself if its configuration is another one.
     ///
     /// # Errors
     /// They are another device's.
@@ -482,7 +482,6 @@ impl Transport {
         self.vrings.interrupt.restore(state.interrupt_status, state.config_generation);
         if state.active {
             self.activate();
-            self.vrings.interrupt.configuration_changed();
         }
         Ok(())
     }
