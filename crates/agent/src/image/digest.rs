@@ -29,6 +29,11 @@ impl Digest {
         hasher.finish()
     }
 
+    /// The digest's 32 bytes.
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// The 64 lower-case hex digits, without the algorithm.
     pub fn hex(&self) -> String {
         hex::encode(self.0)

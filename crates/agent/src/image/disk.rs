@@ -4,6 +4,7 @@
 //! <root>/lock                       held (flock) by the process that has the store open
 //!        layers/<diff id>/fs        an unpacked layer, ready as overlayfs lowerdir
 //!        layers/<diff id>/layer.json
+//!        layers/<diff id>/layer.erofs   the layer as a file system image, once a microVM wanted it
 //!        manifests/<digest>.json    an image: its layers and config
 //!        refs/<key>.json            a reference, and the manifest it led to; mtime is its last use
 //!        leases/<key>.json          an owner, and the images it uses
@@ -16,6 +17,9 @@
 //! store's upkeep, in the background, calls `syncfs`, then writes "synced", then calls `syncfs` again. Open takes a layer
 //! that is synced or of this very boot, and removes all others: they were caught by a power loss.
 //!
+//! **Layers' images** come later, in the same way: made in `tmp`, renamed to their layer, then written into `layer.json`,
+//! as not synced at first. One that `layer.json` does not vouch for is removed, and made again when it is asked for.
+//!
 //! **Records** (manifests, refs) are replaced atomically, and made durable by the same `syncfs`; an fsync of each would
 //! have the file system's journal wait for the layers' data. One that cannot be read, or that names a layer that is gone,
 //! is dropped: that costs a pull, never a wrong image. **Leases** need no durability at all: after a power loss no task
@@ -24,7 +28,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -70,6 +74,33 @@ pub(crate) struct LayerRecord {
     pub(crate) synced: bool,
     /// The boot in which it was written.
     pub(crate) boot: String,
+    /// `layer.erofs`, if there is one.
+    #[serde(default)]
+    pub(crate) erofs: Option<ErofsRecord>,
+}
+
+/// What `layer.json` says of `layer.erofs`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ErofsRecord {
+    /// Its length in bytes.
+    pub(crate) bytes: u64,
+    /// The disk space that it uses, in bytes.
+    pub(crate) disk_bytes: u64,
+    pub(crate) synced: bool,
+    /// The boot in which it was written.
+    pub(crate) boot: String,
+}
+
+impl LayerRecord {
+    /// Of the layer and its image.
+    pub(crate) fn all_disk_bytes(&self) -> u64 {
+        self.disk_bytes + self.erofs.as_ref().map_or(0, |erofs| erofs.disk_bytes)
+    }
+
+    /// Whether the layer and its image are durable.
+    pub(crate) fn is_synced(&self) -> bool {
+        self.synced && self.erofs.as_ref().is_none_or(|erofs| erofs.synced)
+    }
 }
 
 /// A kind of record: one directory of JSON files.
@@ -124,6 +155,29 @@ impl Drop for Staging {
     }
 }
 
+/// An unfinished file in `tmp` that is removed when dropped.
+pub(crate) struct StagedFile {
+    path: PathBuf,
+    file: File,
+    published: bool,
+}
+
+impl StagedFile {
+    /// Open for reading and writing.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+impl Drop for StagedFile {
+    fn drop(&mut self) {
+        if !self.published {
+            // Not worth an error: open empties `tmp`.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
 impl Disk {
     /// Opens or makes the directory, and removes all that is unfinished.
     pub(crate) fn open(root: &Path) -> Result<Self, OpenError> {
@@ -161,6 +215,11 @@ impl Disk {
         self.layer(diff_id).join("fs")
     }
 
+    /// The image of a layer.
+    pub(crate) fn layer_erofs(&self, diff_id: Digest) -> PathBuf {
+        self.layer(diff_id).join("layer.erofs")
+    }
+
     fn layer(&self, diff_id: Digest) -> PathBuf {
         self.0.root.join("layers").join(diff_id.hex())
     }
@@ -187,7 +246,8 @@ impl Disk {
         bytes: u64,
         disk_bytes: u64,
     ) -> io::Result<LayerRecord> {
-        let record = LayerRecord { diff_id, bytes, disk_bytes, synced: false, boot: self.0.boot.clone() };
+        let boot = self.0.boot.clone();
+        let record = LayerRecord { diff_id, bytes, disk_bytes, synced: false, boot, erofs: None };
         fs::write(staging.path.join("layer.json"), serde_json::to_vec(&record)?)?;
         let target = self.layer(diff_id);
         match fs::rename(&staging.path, &target) {
@@ -204,6 +264,30 @@ impl Disk {
             other => other?,
         }
         staging.published = true;
+        Ok(record)
+    }
+
+    /// A new, empty file.
+    pub(crate) fn stage_file(&self) -> io::Result<StagedFile> {
+        let path = self.scratch();
+        let file = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o400).open(&path)?;
+        Ok(StagedFile { path, file, published: false })
+    }
+
+    /// Makes a complete file the image of a layer. Durable only after the next [`Self::sync`].
+    pub(crate) fn publish_erofs(
+        &self,
+        mut staged: StagedFile,
+        layer: &LayerRecord,
+        bytes: u64,
+    ) -> io::Result<LayerRecord> {
+        let disk_bytes = staged.file.metadata()?.blocks() * 512;
+        let erofs = ErofsRecord { bytes, disk_bytes, synced: false, boot: self.0.boot.clone() };
+        let record = LayerRecord { erofs: Some(erofs), ..layer.clone() };
+        fs::rename(&staged.path, self.layer_erofs(layer.diff_id))?;
+        staged.published = true;
+        // Should this fail, the file is there to no effect: the next build replaces it, or open removes it.
+        self.write_layer(&record)?;
         Ok(record)
     }
 
@@ -225,12 +309,38 @@ impl Disk {
 
     fn load_layer(&self, path: &Path) -> Option<(LayerRecord, SystemTime)> {
         let file = path.join("layer.json");
-        let record: LayerRecord = serde_json::from_slice(&fs::read(&file).ok()?).ok()?;
+        let mut record: LayerRecord = serde_json::from_slice(&fs::read(&file).ok()?).ok()?;
         let written = fs::metadata(&file).ok()?.modified().ok()?;
         let named_right = path.file_name()?.as_bytes() == record.diff_id.hex().as_bytes();
-        let trusted = record.synced || (!record.boot.is_empty() && record.boot == self.0.boot);
+        let trusted = self.is_trusted(record.synced, &record.boot);
         let present = path.join("fs").is_dir();
-        (named_right && trusted && present).then_some((record, written))
+        if !(named_right && trusted && present) {
+            return None;
+        }
+        self.check_erofs(&mut record).ok()?;
+        Some((record, written))
+    }
+
+    /// Whether what is in the page cache or on the disk is what was written.
+    fn is_trusted(&self, synced: bool, boot: &str) -> bool {
+        synced || (!boot.is_empty() && boot == self.0.boot)
+    }
+
+    /// Removes the layer's image and its mention unless both are whole.
+    fn check_erofs(&self, record: &mut LayerRecord) -> io::Result<()> {
+        let path = self.layer_erofs(record.diff_id);
+        let length = fs::symlink_metadata(&path).ok().map(|metadata| metadata.len());
+        let whole = record
+            .erofs
+            .as_ref()
+            .is_some_and(|erofs| length == Some(erofs.bytes) && self.is_trusted(erofs.synced, &erofs.boot));
+        if whole {
+            return Ok(());
+        }
+        if record.erofs.take().is_some() {
+            self.write_layer(record)?;
+        }
+        if length.is_some() { fs::remove_file(&path) } else { Ok(()) }
     }
 
     /// Makes everything written so far durable. Blocks for as long as the disk takes.
@@ -238,11 +348,19 @@ impl Disk {
         Ok(rustix::fs::syncfs(&self.0.root_fd)?)
     }
 
-    /// Marks a layer whose files are durable as such; the mark itself is after the next [`Self::sync`].
-    pub(crate) fn mark_synced(&self, layer: &LayerRecord) -> io::Result<LayerRecord> {
-        let record = LayerRecord { synced: true, ..layer.clone() };
-        self.replace(&self.layer(layer.diff_id).join("layer.json"), &serde_json::to_vec(&record)?)?;
+    /// Marks a layer whose files are durable as such, and its image if that is; the mark itself is after the next
+    /// [`Self::sync`].
+    pub(crate) fn mark_synced(&self, layer: &LayerRecord, with_erofs: bool) -> io::Result<LayerRecord> {
+        let mut record = LayerRecord { synced: true, ..layer.clone() };
+        if let Some(erofs) = &mut record.erofs {
+            erofs.synced |= with_erofs;
+        }
+        self.write_layer(&record)?;
         Ok(record)
+    }
+
+    fn write_layer(&self, record: &LayerRecord) -> io::Result<()> {
+        self.replace(&self.layer(record.diff_id).join("layer.json"), &serde_json::to_vec(record)?)
     }
 
     /// Takes a layer out of sight, atomically. Gives what [`Self::delete`] then removes.

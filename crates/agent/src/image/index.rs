@@ -34,6 +34,19 @@ pub(crate) struct ImageRecord {
     pub(crate) config: ImageConfig,
 }
 
+impl ImageRecord {
+    /// Lowest first, each once: at its highest place.
+    pub(crate) fn distinct_layers(&self) -> Vec<Digest> {
+        let mut distinct = Vec::with_capacity(self.diff_ids.len());
+        for (position, id) in self.diff_ids.iter().enumerate() {
+            if !self.diff_ids[position + 1..].contains(id) {
+                distinct.push(*id);
+            }
+        }
+        distinct
+    }
+}
+
 /// `refs/<key>.json`: what a reference led to when it was last pulled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RefRecord {
@@ -115,7 +128,7 @@ pub(crate) enum Eviction {
 impl Index {
     /// Estimate of the disk space used, in bytes.
     pub(crate) fn disk_bytes(&self) -> u64 {
-        self.layers.values().map(|layer| layer.record.disk_bytes).sum()
+        self.layers.values().map(|layer| layer.record.all_disk_bytes()).sum()
     }
 
     /// Whether images take more disk than `budget` bytes, or more memory than they may.
@@ -235,6 +248,7 @@ mod tests {
             disk_bytes: 10,
             synced: true,
             boot: String::new(),
+            erofs: None,
         };
         index.insert_layer(record, SystemTime::UNIX_EPOCH + Duration::from_secs(age));
     }

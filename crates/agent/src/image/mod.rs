@@ -9,6 +9,7 @@
 //!   layer       compressed bytes ─▶ digest ─▶ archive ─▶ diff id ─▶ a directory, every path resolved beneath it
 //!   disk        published by one rename; what survives a kill, and what a power loss
 //!   store       the index in memory; leases
+//!   erofs       layers as file system images, for microVMs
 //!   upkeep      garbage collection by disk budget; durability
 //! ```
 //!
@@ -21,6 +22,7 @@ mod config;
 mod digest;
 mod disk;
 mod download;
+mod erofs;
 mod error;
 mod index;
 pub(crate) mod layer;
@@ -34,6 +36,7 @@ mod upkeep;
 pub use config::{Healthcheck, ImageConfig};
 pub use digest::{Digest, DigestError};
 pub use disk::OpenError;
+pub use erofs::{ErofsError, ErofsLayer};
 pub use error::{PullError, PullErrorKind};
 pub use manifest::Platform;
 pub use pull::{PullPolicy, PullProgress, PullRequest};

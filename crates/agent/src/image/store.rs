@@ -11,6 +11,7 @@ use super::config::ImageConfig;
 use super::digest::Digest;
 use super::disk::{Disk, OpenError, Records, Staging};
 use super::download::Pulls;
+use super::erofs::Builds;
 use super::index::{
     ImageRecord, Index, LeaseRecord, LeasedImage, Pinned, Pins, Ref, RefName, RefRecord, lease_key,
 };
@@ -76,6 +77,13 @@ pub struct Image {
     _pinned: Pinned,
 }
 
+impl Image {
+    /// The diff ids behind [`Self::layers`].
+    pub(super) fn distinct_layers(&self) -> Vec<Digest> {
+        self.record.distinct_layers()
+    }
+}
+
 impl fmt::Debug for Image {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Image")
@@ -119,6 +127,7 @@ pub(super) struct Inner {
     pub(super) options: ImageOptions,
     pub(super) pins: Pins,
     pub(super) pulls: Pulls,
+    pub(super) builds: Builds,
     pub(super) upkeep: Mutex<Upkeep>,
     index: Mutex<Index>,
 }
@@ -137,6 +146,7 @@ impl ImageStore {
             options,
             pins: Pins::default(),
             pulls: Pulls::default(),
+            builds: Builds::default(),
             index: Mutex::new(index),
             upkeep: Mutex::default(),
         }));
@@ -334,12 +344,7 @@ impl Inner {
     }
 
     fn image(&self, index: &Index, reference: &str, record: &Arc<ImageRecord>) -> Arc<Image> {
-        let mut layers: Vec<PathBuf> = Vec::with_capacity(record.diff_ids.len());
-        for (position, id) in record.diff_ids.iter().enumerate() {
-            if !record.diff_ids[position + 1..].contains(id) {
-                layers.push(self.disk.layer_root(*id));
-            }
-        }
+        let layers = record.distinct_layers().into_iter().map(|id| self.disk.layer_root(id)).collect();
         Arc::new(Image {
             reference: reference.to_owned(),
             manifest_digest: record.manifest_digest,

@@ -54,7 +54,7 @@ impl Inner {
             Eviction::Layer(id) => {
                 hidden.push(self.disk.hide_layer(id)?);
                 if let Some(layer) = index.layers.remove(&id) {
-                    collected.bytes += layer.record.disk_bytes;
+                    collected.bytes += layer.record.all_disk_bytes();
                 }
                 collected.layers += 1;
             }
@@ -146,7 +146,7 @@ impl Inner {
         let index = self.index();
         index.is_over(self.options.disk_budget_bytes)
             || index.unsynced_records
-            || index.layers.values().any(|layer| !layer.record.synced)
+            || index.layers.values().any(|layer| !layer.record.is_synced())
     }
 
     pub(super) fn collect_to_budget(&self) -> io::Result<Collected> {
@@ -155,10 +155,11 @@ impl Inner {
 
     /// Makes all that is in the store durable.
     pub(super) fn sync(&self) -> io::Result<()> {
-        let unsynced: Vec<(Digest, u64)> = {
+        let unsynced: Vec<(Digest, u64, bool)> = {
             let mut index = self.index();
-            let layers = index.layers.iter().filter(|(_, layer)| !layer.record.synced);
-            let layers: Vec<_> = layers.map(|(id, layer)| (*id, layer.serial)).collect();
+            let layers = index.layers.iter().filter(|(_, layer)| !layer.record.is_synced());
+            let layers = layers.map(|(id, layer)| (*id, layer.serial, layer.record.erofs.is_some()));
+            let layers: Vec<_> = layers.collect();
             if layers.is_empty() && !index.unsynced_records {
                 return Ok(());
             }
@@ -170,11 +171,11 @@ impl Inner {
             self.index().unsynced_records = true;
             return synced;
         }
-        for (id, serial) in &unsynced {
+        for (id, serial, with_erofs) in &unsynced {
             let mut index = self.index();
             // It may have gone, and even have come again since: that one is not durable yet.
             if let Some(layer) = index.layers.get_mut(id).filter(|layer| layer.serial == *serial) {
-                layer.record = self.disk.mark_synced(&layer.record)?;
+                layer.record = self.disk.mark_synced(&layer.record, *with_erofs)?;
             }
         }
         if unsynced.is_empty() { Ok(()) } else { self.disk.sync() }
