@@ -233,6 +233,8 @@ impl VirtioDevice for Net {
     fn reset(&mut self) {
         // What was announced before is not announced again; a frame that was held is lost.
         self.receiver = Receiver::new();
+        self.transmit_limit.forget();
+        self.receive_limit.forget();
         self.changed = false;
         if let Some(tap) = &self.tap {
             // Fails if the tap is gone, and then it does not matter.

@@ -1,0 +1,4 @@
+mod guest;
+mod misuse;
+mod speaking;
+mod state;
