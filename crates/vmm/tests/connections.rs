@@ -11,19 +11,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Console, Monitor, PATIENCE, guest, own_guest};
-use model::microvm::{Attached, Ended, NetworkInterface, Request, Vsock, VsockPort};
+use model::microvm::{Attached, Devices, Ended, NetworkInterface, Request, RestoreConfig, Vsock, VsockPort};
 
 const PORT: u32 = 1024;
 /// Bytes each way.
-const MUCH: usize = 1 << 20;
+const MUCH: usize = 400_000;
 
 fn pattern(seed: u8) -> Vec<u8> {
     (0..MUCH).map(|at| (at as u8).wrapping_mul(31) ^ (at >> 8) as u8 ^ (at >> 16) as u8 ^ seed).collect()
-}
-
-/// Sends back what comes, from the other end's beginning to its end.
-fn echo(mut from: impl Read, mut to: impl Write) {
-    std::io::copy(&mut from, &mut to).unwrap();
 }
 
 // ---- in the guest ----
@@ -39,7 +34,9 @@ fn guest_vsock_echo() {
     loop {
         let stream = UnixStream::from(rustix::net::accept(&listener).unwrap());
         thread::spawn(move || {
-            echo(&stream, &stream);
+            if let Err(error) = std::io::copy(&mut &stream, &mut &stream) {
+                println!("guest: {:?}", error.kind());
+            }
             let _ = stream.shutdown(Shutdown::Write);
         });
     }
@@ -157,12 +154,8 @@ fn vsock_connections() {
 #[test]
 #[ignore = "needs KVM that runs Linux: make test-microvm"]
 fn network() {
-    // The test's own network namespace is gone with its thread.
-    thread::spawn(|| {
+    in_network_namespace(|| {
         let tap = tap();
-        for command in ["link set tap0 up", "address add 10.0.0.1/24 dev tap0"] {
-            assert!(Command::new("ip").args(command.split(' ')).status().unwrap().success());
-        }
         let server = TcpListener::bind("10.0.0.1:9000").unwrap();
         server.set_nonblocking(true).unwrap();
         let mut config = own_guest::running(
@@ -189,7 +182,7 @@ fn network() {
             thread::sleep(Duration::from_millis(10));
         };
         stream.set_nonblocking(false).unwrap();
-        echo(&stream, &stream);
+        std::io::copy(&mut &stream, &mut &stream).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
         let ended = monitor.wait_for_end();
         let text = console.text();
@@ -197,12 +190,94 @@ fn network() {
         assert!(text.contains("guest: all came back"), "{text}");
         assert!(text.contains("02:00:00:00:00:02"), "{text}");
         assert!(text.contains("1 packets received"), "{text}");
-    })
-    .join()
-    .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
 }
 
-/// A tap device as the agent makes it, in a network namespace of this thread's.
+#[test]
+#[ignore = "needs KVM that runs Linux: make test-microvm"]
+fn a_restored_machine_is_connected_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let listen = |name: &str| UnixListener::bind(directory.path().join(name)).unwrap();
+    let connect = |name: &str| {
+        let stream = UnixStream::connect(directory.path().join(name)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    };
+    let devices = |tap, listener| Devices {
+        network: Some(NetworkInterface {
+            tap,
+            mac: [2, 0, 0, 0, 0, 2],
+            mtu: None,
+            transmit_limit: None,
+            receive_limit: None,
+        }),
+        vsock: Some(Vsock { ports: vec![VsockPort { listener, port: PORT }] }),
+        ..Devices::default()
+    };
+    // A template: there is no tap yet.
+    let mut config = own_guest::running(
+        "ip link set eth0 up; ip address add 10.0.0.2/24 dev eth0; \
+         (while true; do echo carrier $(cat /sys/class/net/eth0/carrier); sleep 0.2; done) & ",
+        "guest_vsock_echo",
+    );
+    config.devices = devices(None, Attached(3));
+    let (console, listener) = (Console::new(), listen("template"));
+    let files: [&dyn AsFd; 4] = [&guest("vmlinuz"), &own_guest::initramfs(), &console, &listener];
+    let mut template = Monitor::start();
+    template.must(&Request::Boot(Box::new(config)), &files);
+    console.wait_for("guest: listening");
+    console.wait_for("carrier 0");
+    // The connection is there when the guest has answered over it.
+    let mut bytes = [0; 1];
+    let mut old = connect("template");
+    old.write_all(b"x").unwrap();
+    old.read_exact(&mut bytes).unwrap();
+    let (state, memory) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    template.must(&Request::Pause, &[]);
+    template.must(&Request::Snapshot { state: Attached(0), memory: Attached(1) }, &[&state, &memory]);
+    // For the machine itself nothing has changed.
+    template.must(&Request::Resume, &[]);
+    old.write_all(b"y").unwrap();
+    old.read_exact(&mut bytes).unwrap();
+    assert!(!console.text().contains("ConnectionReset"));
+
+    for name in ["first", "second"] {
+        let listener = listen(name);
+        // Somebody who is there before the machine is.
+        let waiting = connect(name);
+        let (state, memory) = (state.try_clone().unwrap(), memory.try_clone().unwrap());
+        in_network_namespace(move || {
+            let (tap, console) = (tap(), Console::new());
+            let config = RestoreConfig {
+                state: Attached(0),
+                memory: Attached(1),
+                devices: devices(Some(Attached(3)), Attached(4)),
+                console: Some(Attached(2)),
+                new_identity: true,
+            };
+            let files: [&dyn AsFd; 5] = [&state, &memory, &console, &tap, &listener];
+            let mut monitor = Monitor::start();
+            monitor.must(&Request::Restore(Box::new(config)), &files);
+            exchange(&waiting, 3);
+            // The guest's end of the old connection.
+            console.wait_for("ConnectionReset");
+            console.wait_for("carrier 1");
+            // Its kernel answers over the network: nobody listens there.
+            let error = TcpStream::connect("10.0.0.2:9").unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{error}");
+            monitor.must(&Request::Stop, &[]);
+            assert_eq!(monitor.wait_for_end(), Ended::Stopped);
+        });
+    }
+}
+
+/// Runs a part of a test in a network namespace that is gone with it.
+fn in_network_namespace(test: impl FnOnce() + Send + 'static) {
+    thread::spawn(test).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+/// A tap device as the agent makes it, with the host's address, in a network namespace of this
+/// thread's.
 #[allow(unsafe_code)]
 fn tap() -> OwnedFd {
     const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
@@ -217,6 +292,9 @@ fn tap() -> OwnedFd {
         }
         request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as _;
         assert_eq!(libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request), 0);
+    }
+    for command in ["link set tap0 up", "address add 10.0.0.1/24 dev tap0"] {
+        assert!(Command::new("ip").args(command.split(' ')).status().unwrap().success());
     }
     file.into()
 }
