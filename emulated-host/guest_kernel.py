@@ -2,8 +2,13 @@
 
 import io
 import lzma
+import os
+import pathlib
+import shutil
+import stat
 import struct
 import subprocess
+import tempfile
 
 GUEST_MODULES = [
     "virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng", "virtio_balloon", "vmw_vsock_virtio_transport",
@@ -76,3 +81,29 @@ def put(kernel, host):
     for name, data in modules.items():
         entries[f"modules/{name}"] = (0o100644, (0, 0), data)
     host.path("/guest/probe.cpio").write_bytes(newc(entries))
+    return {name: entry for name, entry in entries.items() if not name.startswith("bin")}
+
+
+def put_supervisor(entries, host, erofs_tools):
+    """Makes an initramfs with /guest/supervisor as its init, and image layers for its tasks."""
+    supervisor = host.path("/guest/supervisor").read_bytes()
+    entries = entries | {"init": (0o100755, (0, 0), supervisor)}
+    host.path("/guest/supervisor.cpio").write_bytes(newc(entries))
+    with tempfile.TemporaryDirectory() as work:
+        base, second = pathlib.Path(work, "base"), pathlib.Path(work, "second")
+        for directory in ("bin", "etc", "dev", "proc", "sys", "tmp"):
+            (base / directory).mkdir(parents=True)
+        shutil.copy("/usr/bin/busybox", base / "bin/busybox")
+        for applet in subprocess.run(["/usr/bin/busybox", "--list"], check=True, capture_output=True,
+                                     text=True).stdout.split():
+            if applet != "busybox":
+                (base / "bin" / applet).symlink_to("busybox")
+        (base / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\napp:x:1000:1000::/:/bin/sh\n")
+        (base / "etc/hidden").write_text("below\n")
+        (second / "etc").mkdir(parents=True)
+        (second / "etc/second").write_text("above\n")
+        os.mknod(second / "etc/hidden", stat.S_IFCHR, os.makedev(0, 0))  # overlayfs's sign for "deleted"
+        for layer in (base, second):
+            subprocess.run([str(erofs_tools / "usr/bin/mkfs.erofs"), "-d0", "--all-root",
+                            str(host.path(f"/guest/layers/{layer.name}.erofs")), str(layer)],
+                           check=True, stdout=subprocess.DEVNULL)

@@ -138,12 +138,14 @@ def root_tree(root, kernel, arguments):
     host.modules(kernel, names)
     host.path("/modules").write_text(" ".join(names) + "\n")
     if arguments.kvm:
-        guest_kernel.put(kernel, host)
+        entries = guest_kernel.put(kernel, host)
     for file in arguments.file:
         source, separator, target = file.partition("=")
         if not separator:
             raise SystemExit(f"--file {file}: not of the form HOST=GUEST")
         host.add(source, target)
+    if (host.root / "guest/supervisor").exists():
+        guest_kernel.put_supervisor(entries, host, packages.unpacked(arguments.cache, "erofs-utils"))
     host.path("/on-disk").touch()
     for name in ("init", "lib.sh"):
         os.chmod(host.copy(HERE / "guest" / name, f"/{name}"), 0o755)

@@ -45,6 +45,19 @@ class Kernel:
         return wanted
 
 
+def unpacked(cache, package):
+    """The tree of a package's files, downloaded and unpacked once."""
+    tree = cache / package
+    if not tree.exists():
+        print(f"downloading {package}", flush=True)
+        with tempfile.TemporaryDirectory(dir=cache) as scratch:
+            os.chmod(scratch, 0o755)  # apt downloads as a user of its own
+            run("apt-get", "download", "-qq", package, cwd=scratch)
+            run("dpkg", "-x", str(next(pathlib.Path(scratch).glob("*.deb"))), f"{scratch}/tree")
+            os.rename(f"{scratch}/tree", tree)
+    return tree
+
+
 def cloud_kernel(cache):
     """Downloads and unpacks the newest package, if that is not done."""
     package = newest_kernel_package()

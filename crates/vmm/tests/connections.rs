@@ -4,13 +4,12 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Console, Monitor, PATIENCE, guest, own_guest};
+use common::{Console, Monitor, PATIENCE, guest, in_network_namespace, own_guest, tap};
 use model::microvm::{Attached, Devices, Ended, NetworkInterface, Request, RestoreConfig, Vsock, VsockPort};
 
 const PORT: u32 = 1024;
@@ -269,32 +268,4 @@ fn a_restored_machine_is_connected_anew() {
             assert_eq!(monitor.wait_for_end(), Ended::Stopped);
         });
     }
-}
-
-/// Runs a part of a test in a network namespace that is gone with it.
-fn in_network_namespace(test: impl FnOnce() + Send + 'static) {
-    thread::spawn(test).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-}
-
-/// A tap device as the agent makes it, with the host's address, in a network namespace of this
-/// thread's.
-#[allow(unsafe_code)]
-fn tap() -> OwnedFd {
-    const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
-    // SAFETY: concerns this thread only, which has nothing of the network open.
-    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "root");
-    let file = std::fs::File::options().read(true).write(true).open("/dev/net/tun").unwrap();
-    // SAFETY: zeros are a valid `ifreq`; the kernel reads and writes one.
-    unsafe {
-        let mut request: libc::ifreq = std::mem::zeroed();
-        for (to, from) in request.ifr_name.iter_mut().zip(b"tap0") {
-            *to = *from as libc::c_char;
-        }
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as _;
-        assert_eq!(libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request), 0);
-    }
-    for command in ["link set tap0 up", "address add 10.0.0.1/24 dev tap0"] {
-        assert!(Command::new("ip").args(command.split(' ')).status().unwrap().success());
-    }
-    file.into()
 }

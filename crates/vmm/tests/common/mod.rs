@@ -264,3 +264,31 @@ pub fn boot(monitor: &mut Monitor, config: MachineConfig, kernel: &str) -> Conso
     monitor.must(&Request::Boot(Box::new(config)), &files);
     console
 }
+
+/// Runs a part of a test in a network namespace that is gone with it.
+pub fn in_network_namespace(test: impl FnOnce() + Send + 'static) {
+    std::thread::spawn(test).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+/// A tap device as the agent makes it, with the host's address, in a network namespace of this
+/// thread's.
+#[allow(unsafe_code)]
+pub fn tap() -> OwnedFd {
+    const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
+    // SAFETY: concerns this thread only, which has nothing of the network open.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "root");
+    let file = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+    // SAFETY: zeros are a valid `ifreq`; the kernel reads and writes one.
+    unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(b"tap0") {
+            *to = *from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as _;
+        assert_eq!(libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request), 0);
+    }
+    for command in ["link set tap0 up", "address add 10.0.0.1/24 dev tap0"] {
+        assert!(Command::new("ip").args(command.split(' ')).status().unwrap().success());
+    }
+    file.into()
+}
