@@ -33,6 +33,8 @@ use crate::image::{ImageOptions, ImageStore, OpenError};
 use crate::instance::Instance;
 use crate::ledger::{Entry, Ledger, LedgerError};
 use crate::net::{NetError, Network};
+use crate::sandbox::microvm::MicrovmError;
+use crate::sandbox::template::{MachineFiles, Templates};
 use crate::slot::{SlotConfig, SlotError, Slots};
 
 /// How long what a killed agent left behind may take to be gone.
@@ -53,6 +55,10 @@ pub struct AgentConfig {
     pub capacity: Resources,
     /// Sandboxes kept ready.
     pub ready_slots: usize,
+    /// What isolates tasks that do not say.
+    pub isolation: Isolation,
+    /// What microVMs are made from, where this host can run them.
+    pub machines: Option<MachineFiles>,
     pub images: ImageOptions,
 }
 
@@ -71,6 +77,8 @@ pub enum AgentError {
     Leases(#[source] std::io::Error),
     #[error("sandboxes cannot be made")]
     Slots(#[from] SlotError),
+    #[error("microVMs cannot be made")]
+    Microvm(#[from] MicrovmError),
 }
 
 /// This machine and what tasks on it share.
@@ -81,6 +89,7 @@ pub struct Host {
     pub images: ImageStore,
     pub slots: Arc<Slots>,
     capacity: Resources,
+    isolations: Vec<Isolation>,
 }
 
 impl Host {
@@ -94,7 +103,7 @@ impl Host {
             id: self.ledger.host().clone(),
             incarnation: self.ledger.incarnation().to_owned(),
             capacity: self.capacity,
-            isolation: Isolation::Container,
+            isolations: self.isolations.clone(),
             architecture: architecture().to_owned(),
             connected_at: now(),
         }
@@ -148,12 +157,27 @@ impl Agent {
         let links = entries.iter().filter_map(|entry| entry.link.clone()).collect();
         network.reconcile(links).await?;
         let keep: Vec<_> = entries.iter().filter_map(|entry| entry.slot.clone()).collect();
+        let machines = match config.machines {
+            None => None,
+            Some(files) => {
+                let dir = config.dir.join("templates");
+                let opening = move || Templates::open(dir, files, slot::TEMPLATE_UID);
+                let opened = tokio::task::spawn_blocking(opening).await;
+                Some(Arc::new(opened.unwrap_or(Err(MicrovmError::Cancelled))?))
+            }
+        };
+        let isolations = match machines {
+            Some(_) => vec![Isolation::Microvm, Isolation::Container],
+            None => vec![Isolation::Container],
+        };
         let slots = SlotConfig {
             dir: config.dir.clone(),
             supervisor: config.supervisor,
             vpc: config.vpc,
             first_number: u32::from_str_radix(config.instance.as_str(), 16).unwrap_or(0),
             ready: config.ready_slots,
+            isolation: config.isolation,
+            machines,
         };
         // Left-over sandboxes end before their cgroups can go.
         let slots = Slots::open(slots, network.clone(), &keep).await?;
@@ -169,7 +193,7 @@ impl Agent {
                 images.release(&owner).map_err(AgentError::Leases)?;
             }
         }
-        let host = Host { ledger, network, cgroups, images, slots, capacity: config.capacity };
+        let host = Host { ledger, network, cgroups, images, slots, capacity: config.capacity, isolations };
         Ok(Self { host: Arc::new(host), entries })
     }
 

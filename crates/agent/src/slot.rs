@@ -1,8 +1,9 @@
 //! Slots: sandboxes made ahead of their task, so that a start does not pay for them.
 //!
-//! A slot is a supervisor process with its namespaces, a scratch disk and a network link that waits
-//! for an address. Slots live in `DIR/<number>/`; the number also gives the range of host user ids
-//! that the sandbox's users are mapped to, so no two sandboxes share one.
+//! A slot is a process (a supervisor in its namespaces, or a microVM's monitor in its jail), a scratch
+//! disk and a network link that waits for an address. Slots live in `DIR/<number>/`; the number also
+//! gives the range of host user ids that the sandbox's users are mapped to (a monitor runs as its
+//! first), so no two sandboxes share one.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -16,15 +17,21 @@ use model::sandbox::{FromSupervisor, SandboxPhase};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::net::{NetError, Network, PreparedLink};
+use model::spec::Isolation;
+
+use crate::net::{NetError, Network, PreparedLink, PreparedTap};
 use crate::sandbox::connection::{Connection, ConnectionError};
+use crate::sandbox::monitor::{Monitor, MonitorError};
 use crate::sandbox::process::{self, ProcessError, ProcessId};
+use crate::sandbox::template::Templates;
 use crate::scratch::{ScratchDir, ScratchError};
 
 /// Users of sandbox N are host users from `FIRST_UID + N × UIDS_EACH` on: above what system
 /// accounts and the usual subuid ranges use.
 const FIRST_UID: u32 = 0x1000_0000;
 const UIDS_EACH: u32 = 0x1_0000;
+/// The user of monitors that make templates: below those of sandboxes.
+pub const TEMPLATE_UID: u32 = FIRST_UID - 1;
 /// As many sandboxes as there are user id ranges below 2^32.
 const MAX_SLOTS: u32 = (u32::MAX - FIRST_UID) / UIDS_EACH;
 /// Slots that are made at the same time.
@@ -39,8 +46,12 @@ pub enum SlotError {
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error("the scratch disk cannot be made")]
     Scratch(#[from] ScratchError),
-    #[error("the supervisor cannot be started")]
+    #[error("the sandbox's process cannot be started")]
     Process(#[from] ProcessError),
+    #[error("the microVM's monitor cannot be reached")]
+    Monitor(#[from] MonitorError),
+    #[error("this host runs no microVMs")]
+    NoMicrovms,
     #[error("the supervisor cannot be reached")]
     Connection(#[from] ConnectionError),
     #[error("the network link cannot be made")]
@@ -57,14 +68,29 @@ pub struct SlotRecord {
     pub number: u32,
     pub dir: PathBuf,
     pub scratch: PathBuf,
+    /// The supervisor, or the monitor.
     pub process: ProcessId,
+    #[serde(default)]
+    pub isolation: Isolation,
 }
 
 /// A sandbox that waits for its task.
 pub struct Slot {
     pub record: SlotRecord,
-    pub connection: Connection,
-    pub link: PreparedLink,
+    pub interior: Interior,
+}
+
+/// What waits in a slot.
+pub enum Interior {
+    Container {
+        supervisor: Connection,
+        link: PreparedLink,
+    },
+    /// A monitor without a machine: its size is the task's.
+    Microvm {
+        monitor: Monitor,
+        tap: PreparedTap,
+    },
 }
 
 /// What slots are made from.
@@ -76,8 +102,12 @@ pub struct SlotConfig {
     /// Where numbers begin, modulo the highest: agents on one machine that begin apart give their
     /// sandboxes user ids apart.
     pub first_number: u32,
-    /// Slots kept ready; with none, no task of the default size can start.
+    /// Slots kept ready, and what they isolate with; others are made when they are wanted. With
+    /// none, no task of the default size can start.
     pub ready: usize,
+    pub isolation: Isolation,
+    /// What microVMs are made from, on a host that can run them.
+    pub machines: Option<Arc<Templates>>,
 }
 
 /// Makes slots and keeps some ready.
@@ -165,7 +195,7 @@ impl Slots {
         let mut pause = Duration::from_millis(100);
         loop {
             let Ok(place) = ready.reserve().await else { return };
-            match self.make(DEFAULT_SCRATCH_GIB).await {
+            match self.make(self.config.isolation, DEFAULT_SCRATCH_GIB).await {
                 Ok(slot) => {
                     place.send(slot);
                     pause = Duration::from_millis(100);
@@ -179,12 +209,18 @@ impl Slots {
         }
     }
 
-    /// A slot with a scratch disk of `gib` GiB.
+    /// What microVMs are made from, on a host that can run them.
+    #[must_use]
+    pub fn machines(&self) -> Option<&Arc<Templates>> {
+        self.config.machines.as_ref()
+    }
+
+    /// A slot that isolates in this way, with a scratch disk of `gib` GiB.
     ///
     /// # Errors
     /// None is ready and none can be made.
-    pub async fn take(&self, gib: u32) -> Result<Slot, SlotError> {
-        if gib == DEFAULT_SCRATCH_GIB {
+    pub async fn take(&self, isolation: Isolation, gib: u32) -> Result<Slot, SlotError> {
+        if (isolation, gib) == (self.config.isolation, DEFAULT_SCRATCH_GIB) {
             loop {
                 let slot = self.ready.lock().await.recv().await.ok_or(SlotError::Stopping)?;
                 if slot.record.process.is_alive() {
@@ -194,7 +230,7 @@ impl Slots {
                 self.discard(&slot.record).await?;
             }
         }
-        self.make(gib).await
+        self.make(isolation, gib).await
     }
 
     /// Ends the slots that wait for a task, and makes no more.
@@ -210,10 +246,10 @@ impl Slots {
         Ok(())
     }
 
-    async fn make(&self, gib: u32) -> Result<Slot, SlotError> {
+    async fn make(&self, isolation: Isolation, gib: u32) -> Result<Slot, SlotError> {
         let number = self.number()?;
         let dir = self.dir.join(number.to_string());
-        let made = self.make_in(number, &dir, gib).await;
+        let made = self.make_in(isolation, number, &dir, gib).await;
         if made.is_err() {
             for (found, process) in process::find_below(&self.dir) {
                 if found == dir {
@@ -225,7 +261,13 @@ impl Slots {
         made
     }
 
-    async fn make_in(&self, number: u32, dir: &Path, gib: u32) -> Result<Slot, SlotError> {
+    async fn make_in(
+        &self,
+        isolation: Isolation,
+        number: u32,
+        dir: &Path,
+        gib: u32,
+    ) -> Result<Slot, SlotError> {
         std::fs::create_dir_all(dir).map_err(|source| SlotError::Io {
             action: "create",
             path: dir.to_owned(),
@@ -235,10 +277,23 @@ impl Slots {
         let making = move || disks.create(&number.to_string(), gib.into());
         let disk = tokio::task::spawn_blocking(making).await.map_err(|_| SlotError::Stopping)??.path;
         let uid_base = FIRST_UID + number * UIDS_EACH;
-        let process = process::start(&self.config.supervisor, dir, uid_base, &disk).await?.process;
-        let record = SlotRecord { number, dir: dir.to_owned(), scratch: disk, process };
-        let mut connection = Connection::open(&record.dir).await?;
-        match connection.receive().await? {
+        let (process, interior) = match isolation {
+            Isolation::Container => self.make_container(dir, uid_base, &disk).await?,
+            Isolation::Microvm => self.make_microvm(dir, uid_base).await?,
+        };
+        let record = SlotRecord { number, dir: dir.to_owned(), scratch: disk, process, isolation };
+        Ok(Slot { record, interior })
+    }
+
+    async fn make_container(
+        &self,
+        dir: &Path,
+        uid_base: u32,
+        disk: &Path,
+    ) -> Result<(ProcessId, Interior), SlotError> {
+        let process = process::start_supervisor(&self.config.supervisor, dir, uid_base, disk).await?;
+        let mut supervisor = Connection::open(dir).await?;
+        match supervisor.receive().await? {
             FromSupervisor::State { state } if state.phase == SandboxPhase::Idle => {}
             other => {
                 return Err(SlotError::Process(ProcessError::NotReady(format!("it began with {other:?}"))));
@@ -249,7 +304,16 @@ impl Slots {
         let netns =
             OwnedFd::from(opened.map_err(|source| SlotError::Io { action: "open", path: netns, source })?);
         let link = self.network.prepare(&self.config.vpc, netns).await?;
-        Ok(Slot { record, connection, link })
+        Ok((process, Interior::Container { supervisor, link }))
+    }
+
+    async fn make_microvm(&self, dir: &Path, uid: u32) -> Result<(ProcessId, Interior), SlotError> {
+        let machines = self.config.machines.as_ref().ok_or(SlotError::NoMicrovms)?;
+        let files = machines.files();
+        let process = process::start_monitor(&files.jailer, &files.monitor, dir, uid).await?;
+        let monitor = Monitor::open(dir)?;
+        let tap = self.network.prepare_tap(&self.config.vpc).await?;
+        Ok((process, Interior::Microvm { monitor, tap }))
     }
 
     /// Ends a sandbox, whatever it does, and removes what it had on disk.

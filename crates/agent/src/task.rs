@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 use crate::Host;
 use crate::ledger::Entry;
 use crate::sandbox::connection::{Connection, ConnectionError};
+use crate::sandbox::monitor;
 use crate::session::Uplink;
 use report::Report;
 
@@ -123,7 +124,7 @@ impl TaskDriver {
                     Ok(FromSupervisor::Logs { batch }) => self.forward(batch).await,
                     Err(error) => match self.reconnect(&error).await {
                         Some(again) => connection = again,
-                        None => return self.supervisor_died(),
+                        None => return self.sandbox_died(),
                     },
                 },
                 command = self.commands.recv() => match command {
@@ -197,9 +198,9 @@ impl TaskDriver {
         None
     }
 
-    /// The supervisor is gone, and the kernel ended its containers with it. What it wrote down last
-    /// tells how far they came.
-    fn supervisor_died(&mut self) {
+    /// The supervisor is gone, with its containers. What it wrote down last (in a container sandbox)
+    /// tells how far they came; how a microVM ended, its monitor has written down.
+    fn sandbox_died(&mut self) {
         if let Some(slot) = &self.entry.slot
             && let Ok(bytes) = std::fs::read(slot.dir.join("state.json"))
             && let Ok(state) = serde_json::from_slice::<SandboxState>(&bytes)
@@ -208,9 +209,14 @@ impl TaskDriver {
             self.report.take_in(&state, self.now());
         }
         self.report.end_all_containers(self.now());
+        let ended = self.entry.slot.as_ref().and_then(|slot| monitor::ended(&slot.dir));
+        let how = match &ended {
+            Some(ended) => format!("the task's microVM ended: {}", monitor::describe_end(ended)),
+            None => "the task's supervisor was killed".to_owned(),
+        };
         let cause = self.stop.clone().unwrap_or_else(|| StopCause {
             code: StopCode::EssentialContainerExited,
-            reason: "Essential container in task exited: the task's supervisor was killed".to_owned(),
+            reason: format!("Essential container in task exited: {how}"),
         });
         self.report.stop(&cause);
     }

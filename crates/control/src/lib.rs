@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use link::{RegistryAccess, RegistryImage};
 use model::network::Cidr;
+use model::spec::Isolation;
 use model::task::Task;
 use model::{AccountId, Region, Secret};
 use store::Store;
@@ -50,6 +51,8 @@ pub struct ControlConfig {
     pub registry_host: String,
     /// Where agents reach it, such as `http://127.0.0.1:4566`.
     pub url: String,
+    /// What isolates tasks that do not say.
+    pub isolation: Isolation,
     /// State may be thrown away on request (`coracle reset`).
     pub ephemeral: bool,
 }
@@ -125,6 +128,7 @@ impl Control {
             wake: wake.clone(),
             default_subnet: network.subnet.clone(),
             default_security_group: network.security_group.clone(),
+            default_isolation: config.isolation,
         };
         Ok(Self {
             config,

@@ -142,6 +142,7 @@ async fn boto3_works_with_clusters_definitions_tasks_and_waiters() {
             availability_zone: "eu-central-1a".into(),
         },
         default_security_group: SecurityGroupId::parse(GROUP).expect("group"),
+        default_isolation: model::spec::Isolation::Container,
     };
     let Caller { account, region, .. } = caller();
     control::first_start::create_cluster(&ecs.store, &account, &region, ecs.clock.now())

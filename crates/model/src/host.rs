@@ -13,7 +13,8 @@ pub struct Host {
     /// Changes when the agent's state directory is new: what was assigned before is then gone.
     pub incarnation: String,
     pub capacity: Resources,
-    pub isolation: Isolation,
+    /// What can isolate tasks there.
+    pub isolations: Vec<Isolation>,
     /// OCI's name, such as `amd64`.
     pub architecture: String,
     pub connected_at: Timestamp,

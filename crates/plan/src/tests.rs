@@ -32,7 +32,7 @@ fn host(id: &str, memory_mib: u64) -> HostView {
             id: HostId::parse(id).unwrap(),
             incarnation: "1".into(),
             capacity: Resources { cpu_units: 100_000, memory_mib, storage_gib: 10_000 },
-            isolation: Isolation::Container,
+            isolations: vec![Isolation::Container],
             architecture: "amd64".into(),
             connected_at: Timestamp(0),
         },

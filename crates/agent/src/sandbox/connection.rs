@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use model::sandbox::{FromSupervisor, MAX_FRAME, ToSupervisor};
@@ -11,7 +12,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 /// Where a supervisor listens, in its directory.
-const SOCKET: &str = "supervisor.sock";
+pub(super) const SOCKET: &str = "supervisor.sock";
 
 /// Why a supervisor cannot be talked to.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +27,17 @@ pub enum ConnectionError {
     TooLarge(usize),
     #[error("the supervisor sent a message that makes no sense")]
     Malformed(#[source] serde_json::Error),
+}
+
+/// Makes the socket [`SOCKET`] in `dir` for whoever shall listen on it.
+///
+/// # Errors
+/// It cannot be made.
+pub(super) fn listen(dir: &Path) -> io::Result<UnixListener> {
+    let opened = File::open(dir)?;
+    let listener = UnixListener::bind(format!("/proc/self/fd/{}/{SOCKET}", opened.as_raw_fd()))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 /// A connection whose two directions are used by one owner.

@@ -1,4 +1,5 @@
-//! Supervisor processes: started ahead of their task, found again after a restart, ended by pid.
+//! The host processes of sandboxes: supervisors and microVM monitors, started ahead of their task,
+//! found again after a restart, ended by pid.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,9 +10,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
-/// How long a supervisor may take to become ready.
+/// How long a supervisor or monitor may take to become ready.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long the kernel may take to end a killed supervisor and all its containers.
+/// How long the kernel may take to end a killed process and all its containers.
 const END_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why a supervisor did not start or did not end.
@@ -19,7 +20,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(30);
 pub enum ProcessError {
     #[error("cannot start {}", program.display())]
     Spawn { program: PathBuf, source: io::Error },
-    #[error("the supervisor did not become ready: {0}")]
+    #[error("it did not become ready: {0}")]
     NotReady(String),
     #[error("cannot read {}", path.display())]
     Record { path: PathBuf, source: io::Error },
@@ -37,31 +38,41 @@ pub struct ProcessId {
     pub start_time: u64,
 }
 
-/// What a supervisor writes to `supervisor.json` when it is ready.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct SupervisorRecord {
-    #[serde(flatten)]
-    pub process: ProcessId,
-}
-
-/// Starts a supervisor for the sandbox in `dir` and waits until it listens.
+/// Starts a supervisor for the container sandbox in `dir` and waits until it listens.
 ///
 /// # Errors
 /// It cannot be started, or says why it cannot be ready.
-pub async fn start(
+pub async fn start_supervisor(
     program: &Path,
     dir: &Path,
     uid_base: u32,
     scratch: &Path,
-) -> Result<SupervisorRecord, ProcessError> {
-    let starting = Command::new(program)
-        .arg("sandbox")
-        .arg("--dir")
-        .arg(dir)
-        .arg("--uid-base")
-        .arg(uid_base.to_string())
-        .arg("--scratch")
-        .arg(scratch)
+) -> Result<ProcessId, ProcessError> {
+    let mut command = Command::new(program);
+    command.arg("sandbox").arg("--dir").arg(dir);
+    command.arg("--uid-base").arg(uid_base.to_string()).arg("--scratch").arg(scratch);
+    start(program, command, &dir.join("supervisor.json")).await
+}
+
+/// Starts a microVM monitor for the sandbox in `dir`, in a jail of its own with this host user, and
+/// waits until it listens.
+///
+/// # Errors
+/// It cannot be started, or the jailer says why it cannot be ready.
+pub async fn start_monitor(
+    jailer: &Path,
+    monitor: &Path,
+    dir: &Path,
+    uid: u32,
+) -> Result<ProcessId, ProcessError> {
+    let mut command = Command::new(jailer);
+    command.arg("--dir").arg(dir).arg("--uid").arg(uid.to_string()).arg("--monitor").arg(monitor);
+    start(jailer, command, &dir.join("monitor.json")).await
+}
+
+/// Runs a program that leaves a process behind, says in `record` which, and ends when that is ready.
+async fn start(program: &Path, mut command: Command, record: &Path) -> Result<ProcessId, ProcessError> {
+    let starting = command
         .env_clear()
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -79,17 +90,8 @@ pub async fn start(
         let said = String::from_utf8_lossy(&output.stderr);
         return Err(ProcessError::NotReady(format!("{}: {}", output.status, said.trim())));
     }
-    read_record(dir)
-}
-
-/// # Errors
-/// The record is missing or damaged.
-pub fn read_record(dir: &Path) -> Result<SupervisorRecord, ProcessError> {
-    let path = dir.join("supervisor.json");
-    let read = || -> io::Result<SupervisorRecord> {
-        serde_json::from_slice(&std::fs::read(&path)?).map_err(io::Error::other)
-    };
-    read().map_err(|source| ProcessError::Record { path: path.clone(), source })
+    let read = || serde_json::from_slice(&std::fs::read(record)?).map_err(io::Error::other);
+    read().map_err(|source| ProcessError::Record { path: record.to_owned(), source })
 }
 
 impl ProcessId {
@@ -97,6 +99,17 @@ impl ProcessId {
     #[must_use]
     pub fn is_alive(self) -> bool {
         stat(self.pid).is_some_and(|(state, start_time)| start_time == self.start_time && state != 'Z')
+    }
+
+    /// Kills the process, and does not wait.
+    pub fn kill_now(self) {
+        if let Some(pid) = Pid::from_raw(self.pid)
+            && let Ok(handle) = pidfd_open(pid, PidfdFlags::empty())
+            && self.is_alive()
+        {
+            // It may have ended in between.
+            let _ = pidfd_send_signal(&handle, Signal::KILL);
+        }
     }
 
     /// Kills the process and waits until it is gone. One that is gone already is no error.
@@ -151,7 +164,7 @@ fn stat(pid: i32) -> Option<(char, u64)> {
     Some((state, start_time))
 }
 
-/// Supervisors of sandboxes below `dir` by what their command lines say: found even when one was
+/// Processes of sandboxes below `dir` by what their command lines say: found even when one was
 /// still starting as the agent was killed.
 #[must_use]
 pub fn find_below(dir: &Path) -> Vec<(PathBuf, ProcessId)> {

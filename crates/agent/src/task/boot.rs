@@ -1,15 +1,34 @@
 //! From assignment to running containers.
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use futures_util::future::try_join_all;
-use model::sandbox::{Layer, SandboxContainer, SandboxSpec};
+use model::sandbox::{GuestSetup, Layer, SandboxContainer, SandboxSpec};
+use model::spec::Isolation;
 
 use super::*;
+use crate::cgroup::Limits;
 use crate::image::{Auth, Image, PullProgress, PullRequest, RegistryEndpoint};
-use crate::slot::{Slot, SlotError};
+use crate::sandbox::microvm::{self, LayerDisk, MicrovmError, Size, TaskDevices};
+use crate::sandbox::monitor::Monitor;
+use crate::slot::{Interior, Slot, SlotError, SlotRecord};
+
+/// A sandbox on the network, before it knows its task.
+enum Waiting {
+    Supervisor(Connection),
+    Monitor { monitor: Monitor, tap: OwnedFd },
+}
+
+/// What an earlier agent left of a task's sandbox.
+enum Found {
+    /// Its supervisor is there.
+    Running(Connection),
+    /// Nothing of the task has run in it, and it is of no use.
+    Unused,
+}
 
 /// A task that does not start, and why; in `stoppedReason`'s words.
 fn failed(reason: impl Into<String>) -> StopCause {
@@ -32,12 +51,17 @@ impl TaskDriver {
     /// Brings the task to a supervisor that has been told to run it: from the start, or from where
     /// an earlier agent left it.
     pub(super) async fn boot(&mut self) -> Result<Connection, StopCause> {
-        if let (Some(slot), Some(_)) = (self.entry.slot.clone(), self.entry.link.clone()) {
-            return self.resume(&slot).await;
+        if let (Some(slot), Some(_)) = (self.entry.slot.clone(), self.entry.link.clone())
+            && let Found::Running(connection) = self.resume(&slot).await?
+        {
+            return Ok(connection);
         }
         if let Some(slot) = self.entry.slot.take() {
-            // Chosen, and the agent died before it was on the network: nothing ran in it.
+            // Chosen, and the agent died before anything ran in it.
             self.host.slots.discard(&slot).await.map_err(|e| failed(chain(&e)))?;
+        }
+        if let Some(link) = self.entry.link.take() {
+            self.host.network.detach(&link).await.map_err(|e| failed(chain(&e)))?;
         }
         if let Some(cause) = self.stop.clone() {
             return Err(cause);
@@ -54,7 +78,7 @@ impl TaskDriver {
         let mut early = None;
         let slot = self
             .unless_stopped(async {
-                let taking = host.slots.take(spec.ephemeral_storage_gib);
+                let taking = host.slots.take(spec.isolation, spec.ephemeral_storage_gib);
                 tokio::pin!(taking);
                 tokio::select! {
                     biased;
@@ -66,7 +90,7 @@ impl TaskDriver {
                 }
             })
             .await?;
-        let mut connection = self.attach(slot).await?;
+        let waiting = self.attach(slot).await?;
         self.report.advance(TaskStatus::Pending, self.now());
         if early.is_none() {
             self.publish().await;
@@ -80,12 +104,66 @@ impl TaskDriver {
             failed(reason)
         })?;
         self.report.advance(TaskStatus::Activating, self.now());
-        let sandbox = self.sandbox_spec(&images).await?;
+        for (container, image) in spec.containers.iter().zip(&images) {
+            self.report.image(&container.name, image.manifest_digest.to_string());
+            self.host.images.lease(image, self.report.task().as_str()).map_err(|e| failed(chain(&e)))?;
+        }
+        let (mut connection, sandbox) = match waiting {
+            Waiting::Supervisor(connection) => (connection, self.sandbox_spec(&images)?),
+            Waiting::Monitor { monitor, tap } => {
+                let starting = self.start_machine(monitor, tap, &images).await;
+                starting.map_err(|cause| if let Some(asked) = self.stop.clone() { asked } else { cause })?
+            }
+        };
         connection
             .send(&ToSupervisor::Run { spec: Box::new(sandbox) })
             .await
             .map_err(|error| failed(chain(&error)))?;
         Ok(connection)
+    }
+
+    /// Has the monitor run a machine with the task's disks and interface.
+    async fn start_machine(
+        &mut self,
+        mut monitor: Monitor,
+        tap: OwnedFd,
+        images: &[Arc<Image>],
+    ) -> Result<(Connection, SandboxSpec), StopCause> {
+        let initialization = |error: &dyn std::error::Error| {
+            failed(format!("ResourceInitializationError: failed to start the microVM: {}", chain(error)))
+        };
+        let (host, assignment) = (self.host.clone(), self.entry.assignment.clone());
+        let slot = self.entry.slot.clone();
+        let (Some(slot), Some(templates)) = (slot, host.slots.machines()) else {
+            return Err(initialization(&SlotError::NoMicrovms));
+        };
+        let mut disk = LayerDisk::default();
+        let mut layers = Vec::with_capacity(images.len());
+        for image in images {
+            let files = host.images.erofs(image).await.map_err(|error| initialization(&error))?;
+            layers.push(files.iter().map(|file| disk.place(&file.path, file.length)).collect::<Vec<_>>());
+        }
+        let mut sandbox = self.sandbox_spec(images)?;
+        for (container, layers) in sandbox.containers.iter_mut().zip(layers) {
+            container.layers = layers;
+        }
+        let cgroup = host.cgroups.open_task(&assignment.task);
+        cgroup.add_pid(slot.process.pid).map_err(|error| initialization(&error))?;
+        let size = Size::of(assignment.spec.cpu_units, assignment.spec.memory_mib);
+        let template = self.unless_stopped(templates.get(size)).await?.map_err(|e| initialization(&e))?;
+        let (mac, scratch) = (assignment.eni.mac.0, slot.scratch.clone());
+        let devices = TaskDevices { layers: disk, scratch, tap, mac };
+        let starting = microvm::start(&slot.dir, &mut monitor, &template, devices);
+        match self.unless_stopped(starting).await? {
+            Ok(connection) => Ok((connection, sandbox)),
+            Err(error) => {
+                if matches!(error, MicrovmError::Monitor(_)) {
+                    // Of another processor, perhaps, or damaged: the next task has it made anew.
+                    templates.discard(size, &template).await.map_err(|error| initialization(&error))?;
+                }
+                Err(initialization(&error))
+            }
+        }
     }
 
     /// Waits for `work`, or for a request to stop the task.
@@ -112,12 +190,21 @@ impl TaskDriver {
     }
 
     /// Records the slot, gives its link the task's address, and records that.
-    async fn attach(&mut self, slot: Result<Slot, SlotError>) -> Result<Connection, StopCause> {
+    async fn attach(&mut self, slot: Result<Slot, SlotError>) -> Result<Waiting, StopCause> {
         let slot = slot.map_err(|error| failed(format!("ResourceInitializationError: {}", chain(&error))))?;
         self.entry.slot = Some(slot.record);
         self.record()?;
-        let attached = self.host.network.attach(slot.link, &self.entry.assignment.eni).await;
-        let link = attached.map_err(|error| {
+        let (network, eni) = (&self.host.network, &self.entry.assignment.eni);
+        let attached = match slot.interior {
+            Interior::Container { supervisor, link } => {
+                network.attach(link, eni).await.map(|link| (link, Waiting::Supervisor(supervisor)))
+            }
+            Interior::Microvm { monitor, tap } => {
+                let attached = network.attach_tap(tap, eni).await;
+                attached.map(|(link, tap)| (link, Waiting::Monitor { monitor, tap }))
+            }
+        };
+        let (link, waiting) = attached.map_err(|error| {
             failed(format!(
                 "ResourceInitializationError: failed to attach the network interface: {}",
                 chain(&error)
@@ -125,7 +212,7 @@ impl TaskDriver {
         })?;
         self.entry.link = Some(link);
         self.record()?;
-        Ok(slot.connection)
+        Ok(waiting)
     }
 
     fn record(&self) -> Result<(), StopCause> {
@@ -136,51 +223,41 @@ impl TaskDriver {
     }
 
     /// An earlier agent chose the sandbox and attached it; its supervisor tells the rest.
-    async fn resume(&mut self, slot: &crate::slot::SlotRecord) -> Result<Connection, StopCause> {
+    async fn resume(&mut self, slot: &SlotRecord) -> Result<Found, StopCause> {
         if !slot.process.is_alive() {
-            self.supervisor_died();
-            return Err(self.stop.clone().unwrap_or_else(|| failed("the task's supervisor was killed")));
+            self.sandbox_died();
+            return Err(self.stop.clone().unwrap_or_else(|| failed("the task's sandbox was killed")));
+        }
+        if slot.isolation == Isolation::Microvm && !microvm::is_running(&slot.dir).await {
+            return Ok(Found::Unused);
         }
         let mut connection = self.connect().await.map_err(|error| failed(chain(&error)))?;
         let first = connection.receive().await.map_err(|error| failed(chain(&error)))?;
-        if let FromSupervisor::State { state } = first {
-            if state.task.is_none() {
-                if let Some(cause) = self.stop.clone() {
-                    return Err(cause);
-                }
-                let (host, uplink) = (self.host.clone(), self.uplink.clone());
-                let assignment = self.entry.assignment.clone();
-                let containers = assignment.spec.containers.iter();
-                let pulls = containers.map(|c| pull(&host, &uplink, &assignment, &c.name, &c.image));
-                let images = try_join_all(pulls).await.map_err(|(container, reason)| {
-                    self.report.container_failed(&container, reason.clone());
-                    failed(reason)
-                })?;
-                let sandbox = self.sandbox_spec(&images).await?;
-                let run = ToSupervisor::Run { spec: Box::new(sandbox) };
-                connection.send(&run).await.map_err(|error| failed(chain(&error)))?;
-            } else {
-                self.report.take_in(&state, self.now());
-                self.publish().await;
-                // Said again by the supervisor on a new connection, with the unacknowledged logs.
-                connection = self.connect().await.map_err(|error| failed(chain(&error)))?;
-            }
+        let FromSupervisor::State { state } = first else { return Ok(Found::Running(connection)) };
+        if state.task.is_none() {
+            return Ok(Found::Unused);
         }
-        Ok(connection)
+        self.report.take_in(&state, self.now());
+        self.publish().await;
+        // Said again by the supervisor on a new connection, with the unacknowledged logs.
+        let connection = self.connect().await.map_err(|error| failed(chain(&error)))?;
+        Ok(Found::Running(connection))
     }
 
-    async fn sandbox_spec(&mut self, images: &[Arc<Image>]) -> Result<SandboxSpec, StopCause> {
+    /// What the supervisor is told, and the limits of the whole task on this host.
+    fn sandbox_spec(&self, images: &[Arc<Image>]) -> Result<SandboxSpec, StopCause> {
         let assignment = self.entry.assignment.clone();
         let spec = &assignment.spec;
-        for (container, image) in spec.containers.iter().zip(images) {
-            self.report.image(&container.name, image.manifest_digest.to_string());
-            self.host.images.lease(image, self.report.task().as_str()).map_err(|e| failed(chain(&e)))?;
-        }
-        let limits = crate::cgroup::Limits::of(spec.cpu_units, spec.memory_mib);
+        let is_guest = spec.isolation == Isolation::Microvm;
+        let memory_mib = if is_guest { microvm::host_memory_mib(spec.memory_mib) } else { spec.memory_mib };
+        let limits = Limits::of(spec.cpu_units, memory_mib);
         let cgroup = self.host.cgroups.create_task(&assignment.task, &limits).map_err(|error| {
             failed(format!("ResourceInitializationError: failed to set the task's limits: {}", chain(&error)))
         })?;
-        let scratch = self.entry.slot.as_ref().map_or_else(PathBuf::new, |slot| slot.scratch.clone());
+        let scratch = match &self.entry.slot {
+            Some(slot) if !is_guest => slot.scratch.clone(),
+            _ => PathBuf::from(microvm::SCRATCH_DEVICE),
+        };
         let containers = spec
             .containers
             .iter()
@@ -205,13 +282,26 @@ impl TaskDriver {
                 .private_dns_name
                 .split_once('.')
                 .map(|(_, domain)| domain.to_owned()),
-            cgroup_parent: Some(cgroup.path().to_string_lossy().into_owned()),
+            cgroup_parent: (!is_guest).then(|| cgroup.path().to_string_lossy().into_owned()),
             scratch,
             volumes: spec.volumes.clone(),
             share_pid_namespace: spec.share_pid_namespace,
             containers,
-            guest: None,
+            guest: is_guest.then(|| self.guest_setup()),
         })
+    }
+}
+
+impl TaskDriver {
+    fn guest_setup(&self) -> GuestSetup {
+        let eni = &self.entry.assignment.eni;
+        GuestSetup {
+            mac: eni.mac.0,
+            gateway: eni.gateway,
+            mtu: self.host.network.mtu(&eni.vpc),
+            now: self.now(),
+            entropy: hex::encode(rand::random::<[u8; 32]>()),
+        }
     }
 }
 

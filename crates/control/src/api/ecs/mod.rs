@@ -84,6 +84,8 @@ pub struct Ecs {
     /// The network that exists from first start; other subnets come with the VPC API.
     pub default_subnet: model::network::Subnet,
     pub default_security_group: model::SecurityGroupId,
+    /// What isolates tasks that do not say.
+    pub default_isolation: model::spec::Isolation,
 }
 
 /// Serves a request that was routed to ECS and whose signature was verified.

@@ -198,7 +198,7 @@ impl Plan {
             document,
             providers: providers(&cluster.value, input)?,
             network: task_network::checked(ecs, input.network_configuration.as_ref())?,
-            isolation: isolation(&tags, &definition.value.tags)?,
+            isolation: isolation(&tags, &definition.value.tags, ecs.default_isolation)?,
             log_mode: account_settings::effective(ecs, caller, "defaultLogDriverMode")
                 .await?
                 .unwrap_or_default(),
@@ -296,9 +296,9 @@ fn task_tags(cluster: &Cluster, definition: &TaskDefinition, input: &RunTaskRequ
     Ok(all)
 }
 
-fn isolation(task: &Tags, definition: &Tags) -> Result<Isolation, Error> {
+fn isolation(task: &Tags, definition: &Tags, default: Isolation) -> Result<Isolation, Error> {
     match task.get(ISOLATION_TAG).or(definition.get(ISOLATION_TAG)).map(String::as_str) {
-        None => Ok(Isolation::default()),
+        None => Ok(default),
         Some("container") => Ok(Isolation::Container),
         Some("microvm") => Ok(Isolation::Microvm),
         Some(_) => Err(invalid(format!("The tag '{ISOLATION_TAG}' must be 'container' or 'microvm'."))),

@@ -57,6 +57,7 @@ pub(crate) async fn fixture() -> Fixture {
             availability_zone: "eu-central-1a".to_owned(),
         },
         default_security_group: SecurityGroupId::parse(GROUP).unwrap(),
+        default_isolation: model::spec::Isolation::Container,
     };
     let caller = caller();
     crate::first_start::create_cluster(&ecs.store, &caller.account, &caller.region, ecs.clock.now())

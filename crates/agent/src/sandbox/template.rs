@@ -1,0 +1,213 @@
+//! Templates: machines that were booted once, up to an idle supervisor, and are copied for each
+//! task, so that no task waits for a kernel to boot.
+//!
+//! There is one per guest kernel, supervisor, monitor and [`Size`], made when the first task of its
+//! kind needs it: `DIR/<key>/{state,memory}`. A template that cannot be restored (another
+//! processor, a damaged file) is thrown away and made anew, once.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use model::microvm::{MachineConfig, Request};
+use ring::digest::{Context, SHA256};
+
+use super::microvm::{Backing, MicrovmError, Size, await_supervisor};
+use super::monitor::{Files, Monitor};
+use super::process;
+
+/// No console, no probing of what is not there; a reset (`reboot=k`: by the keyboard controller) at
+/// once when the kernel panics, which is how the monitor hears of it.
+const COMMAND_LINE: &str = "quiet loglevel=1 reboot=k panic=-1 pci=off 8250.nr_uarts=0 \
+                            i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd \
+                            random.trust_cpu=on net.ifnames=0 rdinit=/init";
+
+/// What machines are made of.
+#[derive(Clone, Debug)]
+pub struct MachineFiles {
+    pub jailer: PathBuf,
+    pub monitor: PathBuf,
+    /// An ELF `vmlinux` or a bzImage.
+    pub kernel: PathBuf,
+    /// With the supervisor as `/init`.
+    pub initramfs: PathBuf,
+}
+
+impl MachineFiles {
+    /// Changes with any of the programs.
+    fn digest(&self) -> Result<[u8; 32], MicrovmError> {
+        let mut digest = Context::new(&SHA256);
+        for path in [&self.monitor, &self.kernel, &self.initramfs] {
+            let bytes = std::fs::read(path).map_err(MicrovmError::io("read", path))?;
+            digest.update(&(bytes.len() as u64).to_le_bytes());
+            digest.update(&bytes);
+        }
+        digest.update(COMMAND_LINE.as_bytes());
+        let mut value = [0; 32];
+        value.copy_from_slice(digest.finish().as_ref());
+        Ok(value)
+    }
+}
+
+/// A machine that can be copied.
+#[derive(Debug)]
+pub struct Template {
+    dir: PathBuf,
+    pub state: File,
+    pub memory: File,
+}
+
+impl Template {
+    fn open(dir: PathBuf) -> io::Result<Self> {
+        let (state, memory) = (File::open(dir.join("state"))?, File::open(dir.join("memory"))?);
+        Ok(Self { dir, state, memory })
+    }
+}
+
+type Place = Arc<tokio::sync::Mutex<Option<Arc<Template>>>>;
+
+/// The templates of this host.
+#[derive(Debug)]
+pub struct Templates {
+    dir: PathBuf,
+    files: MachineFiles,
+    digest: [u8; 32],
+    /// The host user that monitors of machines without a task run as.
+    uid: u32,
+    places: Mutex<HashMap<Size, Place>>,
+}
+
+impl Templates {
+    /// Templates of these files, kept in `dir`; those of other files are removed. Blocks for reading
+    /// the files.
+    ///
+    /// # Errors
+    /// The directory or a file cannot be used.
+    pub fn open(dir: PathBuf, files: MachineFiles, uid: u32) -> Result<Self, MicrovmError> {
+        let digest = files.digest()?;
+        std::fs::create_dir_all(&dir).map_err(MicrovmError::io("create", &dir))?;
+        for (_, left_over) in process::find_below(&dir) {
+            // Was making a template when its agent was killed.
+            left_over.kill_now();
+        }
+        let prefix = hex::encode(&digest[..8]);
+        for entry in std::fs::read_dir(&dir).map_err(MicrovmError::io("read", &dir))?.flatten() {
+            let name = entry.file_name();
+            let is_ours = name.to_str().is_some_and(|n| n.starts_with(&prefix) && !n.ends_with(".new"));
+            if !is_ours {
+                let path = entry.path();
+                std::fs::remove_dir_all(&path).map_err(MicrovmError::io("remove", &path))?;
+            }
+        }
+        Ok(Self { dir, files, digest, uid, places: Mutex::default() })
+    }
+
+    #[must_use]
+    pub fn files(&self) -> &MachineFiles {
+        &self.files
+    }
+
+    /// The template for this size, made now if there is none: the first task of a size pays for a
+    /// boot, and those that come meanwhile wait for it.
+    ///
+    /// # Errors
+    /// There is none and it cannot be made.
+    pub async fn get(&self, size: Size) -> Result<Arc<Template>, MicrovmError> {
+        let place = self.places.lock().unwrap_or_else(PoisonError::into_inner).entry(size).or_default().clone();
+        let mut template = place.lock().await;
+        if let Some(template) = &*template {
+            return Ok(template.clone());
+        }
+        let dir = self.dir.join(format!(
+            "{}-{}-{}",
+            hex::encode(&self.digest[..8]),
+            size.vcpus,
+            size.memory_mib
+        ));
+        let found = match Template::open(dir.clone()) {
+            Ok(found) => found,
+            Err(_) => {
+                self.make(size, &dir).await?;
+                Template::open(dir.clone()).map_err(MicrovmError::io("open", &dir))?
+            }
+        };
+        Ok(template.insert(Arc::new(found)).clone())
+    }
+
+    /// Throws away a template that could not be restored; the next [`get`](Self::get) makes it anew.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub async fn discard(&self, size: Size, damaged: &Arc<Template>) -> Result<(), MicrovmError> {
+        let place = self.places.lock().unwrap_or_else(PoisonError::into_inner).entry(size).or_default().clone();
+        let mut template = place.lock().await;
+        if template.as_ref().is_some_and(|current| Arc::ptr_eq(current, damaged)) {
+            *template = None;
+            let dir = &damaged.dir;
+            std::fs::remove_dir_all(dir).map_err(MicrovmError::io("remove", dir))?;
+        }
+        Ok(())
+    }
+
+    async fn make(&self, size: Size, dir: &Path) -> Result<(), MicrovmError> {
+        tracing::info!(vcpus = size.vcpus, memory_mib = size.memory_mib, "making a microVM template");
+        let new = dir.with_extension("new");
+        match std::fs::remove_dir_all(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(MicrovmError::io("remove", &new)(error));
+            }
+            _ => {}
+        }
+        std::fs::create_dir_all(&new).map_err(MicrovmError::io("create", &new))?;
+        let process = process::start_monitor(&self.files.jailer, &self.files.monitor, &new, self.uid).await?;
+        let made = self.boot_and_save(size, &new).await;
+        process.kill().await?;
+        if made.is_err() {
+            std::fs::remove_dir_all(&new).map_err(MicrovmError::io("remove", &new))?;
+        }
+        made?;
+        std::fs::rename(&new, dir).map_err(MicrovmError::io("rename", &new))
+    }
+
+    async fn boot_and_save(&self, size: Size, dir: &Path) -> Result<(), MicrovmError> {
+        let open = |path: &Path| File::open(path).map_err(MicrovmError::io("open", path));
+        let (kernel, initramfs) = (open(&self.files.kernel)?, open(&self.files.initramfs)?);
+        let backing = Backing::empty(dir)?;
+        let mut monitor = Monitor::open(dir)?;
+        let mut files = Files::default();
+        let request = Request::Boot(Box::new(MachineConfig {
+            vcpus: size.vcpus,
+            memory_mib: size.memory_mib,
+            kernel: files.attach(&kernel)?,
+            initramfs: Some(files.attach(&initramfs)?),
+            command_line: COMMAND_LINE.to_owned(),
+            // A copy gets its own with its task.
+            devices: backing.devices([0x02, 0xc0, 0xff, 0xff, 0xff, 0xff], &mut files)?,
+            console: None,
+        }));
+        monitor.ask(&request, &files).await?;
+        drop(await_supervisor(dir).await?);
+
+        let create = |name: &str| {
+            let path = dir.join(name);
+            File::options()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(&path)
+                .map_err(MicrovmError::io("create", &path))
+        };
+        let (state, memory) = (create("state")?, create("memory")?);
+        let mut files = Files::default();
+        let request =
+            Request::Snapshot { state: files.attach(&state)?, memory: files.attach(&memory)? };
+        monitor.ask(&Request::Pause, &Files::default()).await?;
+        monitor.ask(&request, &files).await?;
+        for (file, name) in [(&state, "state"), (&memory, "memory")] {
+            file.sync_all().map_err(MicrovmError::io("write", &dir.join(name)))?;
+        }
+        Ok(())
+    }
+}
