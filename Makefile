@@ -6,12 +6,16 @@ TARGET ?= x86_64-unknown-linux-gnu
 OUT := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 # The supervisor is static: it is also the init inside containers that ask for one, whatever libraries
 # they have. `coracle` carries it inside.
-SUPERVISOR := $(OUT)/$(TARGET)/supervisor/coracle-supervisor
-SUPERVISOR_DEV := $(OUT)/$(TARGET)/supervisor-dev/coracle-supervisor
+# The microVM monitor and its jailer are static as they run where there are no files at all.
+embed = CORACLE_SUPERVISOR_BIN=$(OUT)/$(TARGET)/$(1)/coracle-supervisor \
+	CORACLE_VMM_BIN=$(OUT)/$(TARGET)/$(1)/coracle-vmm \
+	CORACLE_JAILER_BIN=$(OUT)/$(TARGET)/$(1)/coracle-jailer
+EMBED := $(call embed,supervisor)
+EMBED_DEV := $(call embed,supervisor-dev)
 STATIC := CARGO_ENCODED_RUSTFLAGS="-Ctarget-feature=+crt-static"
 PYTHON := $(CURDIR)/.venv/bin/python
 
-.PHONY: help setup build release supervisor supervisor-dev test lint unit e2e test-v2 test-microvm demo bench clean
+.PHONY: help setup build release programs programs-dev test lint unit e2e test-v2 test-microvm demo bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,17 +23,17 @@ help: ## list the commands
 setup: ## install what the system lacks (Debian packages, a Python environment for the tests)
 	@scripts/setup
 
-supervisor:
-	@$(STATIC) cargo build --locked -p supervisor --profile supervisor --target $(TARGET)
+programs:
+	@$(STATIC) cargo build --locked -p supervisor -p vmm --profile supervisor --target $(TARGET)
 
-supervisor-dev:
-	@$(STATIC) cargo build --locked -p supervisor --profile supervisor-dev --target $(TARGET)
+programs-dev:
+	@$(STATIC) cargo build --locked -p supervisor -p vmm --profile supervisor-dev --target $(TARGET)
 
-build: supervisor-dev ## build target/debug/coracle
-	@CORACLE_SUPERVISOR_BIN=$(SUPERVISOR_DEV) cargo build --locked --workspace
+build: programs-dev ## build target/debug/coracle
+	@$(EMBED_DEV) cargo build --locked --workspace
 
-release: supervisor ## build target/release/coracle, one file
-	@CORACLE_SUPERVISOR_BIN=$(SUPERVISOR) cargo build --locked --release -p coracle
+release: programs ## build target/release/coracle, one file
+	@$(EMBED) cargo build --locked --release -p coracle
 
 lint: ## formatting, clippy, dependency rules, generated code
 	cargo fmt --all --check
@@ -39,13 +43,13 @@ lint: ## formatting, clippy, dependency rules, generated code
 	cargo xtask codegen --check --botocore $$($(PYTHON) -c 'import os, botocore; print(os.path.dirname(botocore.__file__))')
 
 unit: build ## Rust tests
-	PATH=$(CURDIR)/.venv/bin:$$PATH CORACLE_SUPERVISOR_BIN=$(SUPERVISOR_DEV) cargo test --locked --workspace
+	PATH=$(CURDIR)/.venv/bin:$$PATH $(EMBED_DEV) cargo test --locked --workspace
 
 e2e: build ## tests with boto3, the aws CLI and real images against a running server
 	CORACLE=$(OUT)/debug/coracle $(PYTHON) -m pytest -q tests
 
 test-v2: build ## the same tasks on a host with pure cgroup v2, emulated
-	@test=$$(CORACLE_SUPERVISOR_BIN=$(SUPERVISOR_DEV) cargo test --locked -q --workspace --test cgroup --no-run --message-format json | grep -o '"executable":"[^"]*"' | tail -n 1 | cut -d'"' -f4) && \
+	@test=$$($(EMBED_DEV) cargo test --locked -q --workspace --test cgroup --no-run --message-format json | grep -o '"executable":"[^"]*"' | tail -n 1 | cut -d'"' -f4) && \
 	CORACLE=$(OUT)/debug/coracle && \
 	/usr/bin/python3 emulated-host/machine.py --cache $(OUT)/emulated-host --coracle $$CORACLE --test-binary $$test
 

@@ -4,9 +4,10 @@ mod client;
 mod commands;
 mod down;
 mod logging;
+mod isolation;
 mod roles;
 mod state_dir;
-mod supervisor_binary;
+mod programs;
 mod up;
 
 use std::path::PathBuf;

@@ -19,8 +19,9 @@ use model::host::Resources;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::isolation;
+use crate::programs::Program;
 use crate::state_dir::StateDir;
-use crate::supervisor_binary;
 use crate::up::UpArgs;
 
 /// How long killed tasks may take to be gone.
@@ -72,6 +73,8 @@ impl Roles {
         address: SocketAddr,
         url: &str,
     ) -> anyhow::Result<Self> {
+        let programs = state.join("agent/bin");
+        let isolation = isolation::choose(args.isolation, state, &programs).await?;
         let config = ControlConfig {
             dir: state.path().to_owned(),
             account: args.account.clone(),
@@ -79,6 +82,7 @@ impl Roles {
             root_key: root_key(state)?,
             registry_host: format!("localhost:{}", address.port()),
             url: url.to_owned(),
+            isolation: isolation.default,
             ephemeral: args.ephemeral,
         };
         let on_host = OnHost::open(state, args).await?;
@@ -90,11 +94,13 @@ impl Roles {
         let agent = AgentConfig {
             instance: on_host.instance.clone(),
             dir: on_host.agent_dir.clone(),
-            supervisor: supervisor_binary::provide(&on_host.agent_dir.join("bin"))?,
+            supervisor: Program::Supervisor.provide(&programs)?,
             vpc: subnet.vpc.clone(),
             vpc_cidr: subnet.vpc_cidr,
             capacity: capacity(args, state.path())?,
             ready_slots: args.ready_sandboxes.into(),
+            isolation: isolation.default,
+            machines: isolation.machines,
             images: image_options(args),
         };
         let agent = Agent::open(agent, network.clone()).await.context("the agent cannot start")?;

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use crate::roles::Roles;
 use crate::state_dir::{Endpoint, StateDir};
+use crate::isolation;
 
 /// How long the tasks of an ephemeral server may take to be ended.
 const EPHEMERAL_PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
@@ -30,8 +31,8 @@ pub struct UpArgs {
     #[arg(long, env = "CORACLE_ACCOUNT", default_value = "000000000000", value_parser = |v: &str| AccountId::parse(v))]
     pub account: AccountId,
     /// What isolates tasks.
-    #[arg(long, value_enum, default_value_t = IsolationArg::Auto)]
-    isolation: IsolationArg,
+    #[arg(long, value_enum, default_value_t = isolation::Wish::Auto)]
+    pub isolation: isolation::Wish,
     /// Keep the state in a directory of its own that is removed at exit, tasks included; `coracle
     /// reset` empties it in between.
     #[arg(long)]
@@ -54,16 +55,6 @@ pub struct UpArgs {
     pub image_disk_gib: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum IsolationArg {
-    /// The strongest that this machine can do.
-    Auto,
-    /// Containers with user namespaces, seccomp and no new privileges.
-    Container,
-    /// A kernel per task.
-    Microvm,
-}
-
 fn factor(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
     if (1.0..=1000.0).contains(&value) { Ok(value) } else { Err("not between 1 and 1000".to_owned()) }
@@ -83,9 +74,6 @@ pub fn require_root(command: &str) -> anyhow::Result<()> {
 
 pub fn main(state_dir: &Path, args: UpArgs) -> anyhow::Result<()> {
     require_root("up")?;
-    if args.isolation == IsolationArg::Microvm {
-        bail!("--isolation microvm is not there yet; use --isolation container");
-    }
     crate::logging::start();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

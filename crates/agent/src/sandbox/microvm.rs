@@ -36,9 +36,6 @@ const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Between attempts to reach a guest that is not up yet.
 const RETRY: Duration = Duration::from_millis(5);
 
-/// Where the guest sees the task's disk, the second of [`Devices::disks`].
-pub const SCRATCH_DEVICE: &str = "/dev/vdb";
-
 /// What a task's cgroup on the host may use: the machine, and its monitor.
 #[must_use]
 pub fn host_memory_mib(task_mib: u32) -> u32 {

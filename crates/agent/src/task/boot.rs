@@ -6,11 +6,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use futures_util::future::try_join_all;
+use model::microvm::SCRATCH_DEVICE;
 use model::sandbox::{GuestSetup, Layer, SandboxContainer, SandboxSpec};
 use model::spec::Isolation;
 
 use super::*;
 use crate::cgroup::Limits;
+use crate::net::ROUTER_MAC;
 use crate::image::{Auth, Image, PullProgress, PullRequest, RegistryEndpoint};
 use crate::sandbox::microvm::{self, LayerDisk, MicrovmError, Size, TaskDevices};
 use crate::sandbox::monitor::Monitor;
@@ -256,7 +258,7 @@ impl TaskDriver {
         })?;
         let scratch = match &self.entry.slot {
             Some(slot) if !is_guest => slot.scratch.clone(),
-            _ => PathBuf::from(microvm::SCRATCH_DEVICE),
+            _ => PathBuf::from(SCRATCH_DEVICE),
         };
         let containers = spec
             .containers
@@ -294,11 +296,15 @@ impl TaskDriver {
 
 impl TaskDriver {
     fn guest_setup(&self) -> GuestSetup {
-        let eni = &self.entry.assignment.eni;
+        let (eni, spec) = (&self.entry.assignment.eni, &self.entry.assignment.spec);
+        let limits = Limits::of(spec.cpu_units, spec.memory_mib);
         GuestSetup {
             mac: eni.mac.0,
             gateway: eni.gateway,
+            gateway_mac: ROUTER_MAC.0,
             mtu: self.host.network.mtu(&eni.vpc),
+            memory_mib: spec.memory_mib,
+            pids_max: limits.pids_max,
             now: self.now(),
             entropy: hex::encode(rand::random::<[u8; 32]>()),
         }

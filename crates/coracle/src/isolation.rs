@@ -1,0 +1,63 @@
+//! What isolates tasks on this machine: chosen once, at the start, and said.
+
+use std::path::Path;
+
+use agent::host::kvm::{self, KvmState};
+use agent::sandbox::template::MachineFiles;
+use anyhow::{Context, bail};
+use model::spec::Isolation;
+
+use crate::programs::Program;
+use crate::state_dir::StateDir;
+
+/// `--isolation`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Wish {
+    /// The strongest that this machine can do.
+    Auto,
+    /// Containers with user namespaces, seccomp and no new privileges.
+    Container,
+    /// A kernel per task. Tasks that insist on a container (tag coracle.isolation) get one.
+    Microvm,
+}
+
+/// What was chosen.
+pub struct Choice {
+    /// For tasks that do not say.
+    pub default: Isolation,
+    /// What microVMs are made from; `None`: this server makes none.
+    pub machines: Option<MachineFiles>,
+}
+
+impl Choice {
+    fn containers() -> Self {
+        Self { default: Isolation::Container, machines: None }
+    }
+}
+
+/// # Errors
+/// MicroVMs are wished for and cannot be had; why, and what to do.
+pub async fn choose(wish: Wish, state: &StateDir, programs: &Path) -> anyhow::Result<Choice> {
+    if wish == Wish::Container {
+        return Ok(Choice::containers());
+    }
+    let probed = tokio::task::spawn_blocking(kvm::probe).await.context("KVM cannot be probed")?;
+    let obstacle = match probed {
+        KvmState::RunsGuestCode => None,
+        KvmState::Absent => Some("there is no /dev/kvm".to_owned()),
+        KvmState::Inaccessible(why) => Some(format!("/dev/kvm cannot be used: {why}")),
+        KvmState::Unusable(why) => Some(format!("this machine's KVM cannot run a Linux guest: {why}")),
+    };
+    let machines = match obstacle {
+        None => machines(state, programs).await,
+        Some(why) => Err(anyhow::anyhow!(why)),
+    };
+    match (machines, wish) {
+        (Ok(machines), _) => Ok(Choice { default: Isolation::Microvm, machines: Some(machines) }),
+        (Err(why), Wish::Microvm) => bail!("--isolation microvm: {why:#}"),
+        (Err(why), _) => {
+            tracing::info!("tasks run in containers, not in microVMs: {why:#}");
+            Ok(Choice::containers())
+        }
+    }
+}
