@@ -149,15 +149,20 @@ impl TaskDriver {
         for (container, layers) in sandbox.containers.iter_mut().zip(layers) {
             container.layers = layers;
         }
-        let cgroup = host.cgroups.open_task(&assignment.task);
-        cgroup.add_pid(slot.process.pid).map_err(|error| initialization(&error))?;
         let size = Size::of(assignment.spec.cpu_units, assignment.spec.memory_mib);
         let template = self.unless_stopped(templates.get(size)).await?.map_err(|e| initialization(&e))?;
         let (mac, scratch) = (assignment.eni.mac.0, slot.scratch.clone());
         let devices = TaskDevices { layers: disk, scratch, tap, mac };
         let starting = microvm::start(&slot.dir, &mut monitor, &template, devices);
         match self.unless_stopped(starting).await? {
-            Ok(connection) => Ok((connection, sandbox)),
+            Ok(connection) => {
+                // Not before: a fraction of a processor is for the task's work, and nothing of the task
+                // has run in the machine yet.
+                let (cgroup, pid) = (host.cgroups.open_task(&assignment.task), slot.process.pid);
+                let moving = tokio::task::spawn_blocking(move || cgroup.add_pid(pid)).await;
+                moving.unwrap_or(Ok(())).map_err(|error| initialization(&error))?;
+                Ok((connection, sandbox))
+            }
             Err(error) => {
                 if matches!(error, MicrovmError::Monitor(_)) {
                     // Of another processor, perhaps, or damaged: the next task has it made anew.
