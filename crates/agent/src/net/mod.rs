@@ -19,6 +19,7 @@ pub mod netns;
 mod nft_set;
 pub mod resolver;
 mod router;
+mod tap;
 mod task_link;
 
 use std::collections::{BTreeMap, HashMap};
@@ -33,6 +34,7 @@ pub use error::NetError;
 pub use netlink::{Netlink, NetlinkError};
 pub use resolver::{LocalNames, NameTable, Service};
 pub use router::{ROUTER_MAC, Router};
+pub use tap::PreparedTap;
 pub use task_link::{InterfaceSpec, PreparedLink, TASK_METADATA_ADDRESS, TaskLink, configure_inside};
 
 use crate::instance::Instance;
@@ -148,6 +150,35 @@ impl Network {
             attached
         })
         .await
+    }
+
+    /// Makes a tap in the VPC's router for a microVM, up but without an address. It is gone when the
+    /// result is dropped.
+    pub async fn prepare_tap(&self, vpc: &VpcId) -> Result<PreparedTap, NetError> {
+        let vpc = vpc.clone();
+        self.blocking(move |inner| inner.prepare_tap(&vpc)).await
+    }
+
+    /// Gives a tap its interface, as [`attach`](Self::attach) does on the router's side; the guest's is
+    /// configured inside. Returns the guest's end, too. When it fails, the tap is gone.
+    pub async fn attach_tap(&self, tap: PreparedTap, eni: &Eni) -> Result<(TaskLink, OwnedFd), NetError> {
+        let eni = eni.clone();
+        self.blocking(move |inner| {
+            let admitted = inner.admit(&tap.vpc, &tap.link, tap.link_index, &eni);
+            if admitted.is_err() && let Ok(router) = inner.router(&tap.vpc) {
+                inner.forget(&router, &tap.link);
+            }
+            Ok((admitted?, tap.file))
+        })
+        .await
+    }
+
+    /// The largest packet that fits through the VPC's links, in bytes.
+    ///
+    /// # Errors
+    /// There is no such VPC here.
+    pub fn mtu(&self, vpc: &VpcId) -> Result<u16, NetError> {
+        Ok(u16::try_from(self.inner.router(vpc)?.mtu).unwrap_or(u16::MAX))
     }
 
     /// Removes a link that is not to be attached.
@@ -290,22 +321,46 @@ impl Inner {
         made
     }
 
-    fn attach(&self, link: &PreparedLink, eni: &Eni) -> Result<TaskLink, NetError> {
-        if link.vpc != eni.vpc {
-            return Err(NetError::WrongVpc { prepared: link.vpc.clone(), wanted: eni.vpc.clone() });
+    fn prepare_tap(&self, vpc: &VpcId) -> Result<PreparedTap, NetError> {
+        let router = self.router(vpc)?;
+        let name = names::task_link(rand::random());
+        lock(&self.live_links).insert(name.clone(), None);
+        let made = || -> Result<PreparedTap, NetError> {
+            let file = netns::run_in(router.netns(), || tap::create(&name))
+                .map_err(NetError::io(format!("make the tap {name} (is /dev/net/tun there?)")))?;
+            let found = router.netlink.link(&name)?.ok_or_else(|| NetError::LinkVanished(name.clone()))?;
+            let up = Request::set_link_up(found.index, Some(ROUTER_MAC), Some(router.mtu), None);
+            router.netlink.batch(vec![up])?;
+            Ok(PreparedTap { vpc: vpc.clone(), link: name.clone(), link_index: found.index, file })
+        };
+        let made = made();
+        if made.is_err() {
+            self.forget(&router, &name);
+        }
+        made
+    }
+
+    /// The router's side of giving a link its interface.
+    fn admit(&self, vpc: &VpcId, link: &str, index: u32, eni: &Eni) -> Result<TaskLink, NetError> {
+        if *vpc != eni.vpc {
+            return Err(NetError::WrongVpc { prepared: vpc.clone(), wanted: eni.vpc.clone() });
         }
         let router = self.router(&eni.vpc)?;
         if !router.cidr.contains(eni.address) {
             return Err(NetError::ForeignAddress { address: eni.address, cidr: router.cidr });
         }
         let task_link =
-            TaskLink { vpc: link.vpc.clone(), link: link.link.clone(), address: eni.address, mac: eni.mac };
-        {
-            // `reconcile` must not replace the set of senders in between.
-            let mut live = lock(&self.live_links);
-            router.admit(&task_link, link.link_index)?;
-            live.insert(link.link.clone(), Some(task_link.clone()));
-        }
+            TaskLink { vpc: vpc.clone(), link: link.to_owned(), address: eni.address, mac: eni.mac };
+        // `reconcile` must not replace the set of senders in between.
+        let mut live = lock(&self.live_links);
+        router.admit(&task_link, index)?;
+        live.insert(link.to_owned(), Some(task_link.clone()));
+        Ok(task_link)
+    }
+
+    fn attach(&self, link: &PreparedLink, eni: &Eni) -> Result<TaskLink, NetError> {
+        let task_link = self.admit(&link.vpc, &link.link, link.link_index, eni)?;
+        let router = self.router(&eni.vpc)?;
         let spec = InterfaceSpec::of(eni, link.mtu);
         if let Err(error) = link.inside.batch(spec.requests(link.inside_index)) {
             router.expel(&task_link)?;

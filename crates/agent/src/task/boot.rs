@@ -294,25 +294,26 @@ impl TaskDriver {
             volumes: spec.volumes.clone(),
             share_pid_namespace: spec.share_pid_namespace,
             containers,
-            guest: is_guest.then(|| self.guest_setup()),
+            guest: is_guest.then(|| self.guest_setup()).transpose()?,
         })
     }
 }
 
 impl TaskDriver {
-    fn guest_setup(&self) -> GuestSetup {
+    fn guest_setup(&self) -> Result<GuestSetup, StopCause> {
         let (eni, spec) = (&self.entry.assignment.eni, &self.entry.assignment.spec);
         let limits = Limits::of(spec.cpu_units, spec.memory_mib);
-        GuestSetup {
+        let mtu = self.host.network.mtu(&eni.vpc).map_err(|error| failed(chain(&error)))?;
+        Ok(GuestSetup {
             mac: eni.mac.0,
             gateway: eni.gateway,
             gateway_mac: ROUTER_MAC.0,
-            mtu: self.host.network.mtu(&eni.vpc),
+            mtu,
             memory_mib: spec.memory_mib,
             pids_max: limits.pids_max,
             now: self.now(),
             entropy: hex::encode(rand::random::<[u8; 32]>()),
-        }
+        })
     }
 }
 
