@@ -3,11 +3,11 @@
 mod client;
 mod commands;
 mod down;
-mod logging;
 mod isolation;
+mod logging;
+mod programs;
 mod roles;
 mod state_dir;
-mod programs;
 mod up;
 
 use std::path::PathBuf;

@@ -12,9 +12,9 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::isolation;
 use crate::roles::Roles;
 use crate::state_dir::{Endpoint, StateDir};
-use crate::isolation;
 
 /// How long the tasks of an ephemeral server may take to be ended.
 const EPHEMERAL_PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);

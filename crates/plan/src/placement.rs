@@ -36,7 +36,9 @@ impl Hosts {
     pub(crate) fn choose(&self, spec: &TaskSpec) -> Option<HostId> {
         let need = spec.resources();
         let fits = |host: &Host, free: Resources| {
-            host.architecture == spec.architecture && host.isolations.contains(&spec.isolation) && free.holds(need)
+            host.architecture == spec.architecture
+                && host.isolations.contains(&spec.isolation)
+                && free.holds(need)
         };
         self.free
             .iter()

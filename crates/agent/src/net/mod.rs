@@ -19,7 +19,7 @@ pub mod netns;
 mod nft_set;
 pub mod resolver;
 mod router;
-mod tap;
+pub mod tap;
 mod task_link;
 
 use std::collections::{BTreeMap, HashMap};
@@ -165,7 +165,9 @@ impl Network {
         let eni = eni.clone();
         self.blocking(move |inner| {
             let admitted = inner.admit(&tap.vpc, &tap.link, tap.link_index, &eni);
-            if admitted.is_err() && let Ok(router) = inner.router(&tap.vpc) {
+            if admitted.is_err()
+                && let Ok(router) = inner.router(&tap.vpc)
+            {
                 inner.forget(&router, &tap.link);
             }
             Ok((admitted?, tap.file))

@@ -140,8 +140,7 @@ impl Backing {
         let scratch = attach(files, self.scratch.as_slice())?;
         let scratch = Disk { parts: scratch, read_only: false, rate_limit: None };
         let tap = self.tap.as_ref().map(|tap| files.attach(tap)).transpose()?;
-        let network =
-            NetworkInterface { tap, mac, mtu: None, transmit_limit: None, receive_limit: None };
+        let network = NetworkInterface { tap, mac, mtu: None, transmit_limit: None, receive_limit: None };
         let port = VsockPort { listener: files.attach(&self.supervisor)?, port: SUPERVISOR_PORT };
         Ok(Devices {
             disks: vec![layers, scratch],

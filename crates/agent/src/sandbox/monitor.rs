@@ -94,13 +94,12 @@ impl Monitor {
             let opened = std::fs::File::open(dir)?;
             let address = SocketAddrUnix::new(format!("/proc/self/fd/{}/{SOCKET}", opened.as_raw_fd()))?;
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let socket =
-                rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+            let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
             rustix::net::connect(&socket, &address)?;
             Ok(socket)
         };
         let socket = connect().map_err(MonitorError::Connect)?;
-        let socket = AsyncFd::with_interest(socket, Interest::READABLE | Interest::WRITABLE);
+        let socket = AsyncFd::register_with_interest(socket, Interest::READABLE.add(Interest::WRITABLE));
         Ok(Self { socket: socket.map_err(MonitorError::Connect)? })
     }
 
@@ -195,7 +194,10 @@ mod tests {
                 .collect();
             let answer = Response::Failed { message: "no machine".into() };
             rustix::net::send(&stream, &serde_json::to_vec(&answer).unwrap(), SendFlags::empty()).unwrap();
-            (request, files.into_iter().map(std::fs::File::from).map(std::io::read_to_string).collect::<Vec<_>>())
+            (
+                request,
+                files.into_iter().map(std::fs::File::from).map(std::io::read_to_string).collect::<Vec<_>>(),
+            )
         });
         let file = std::fs::File::open(&path).unwrap();
         let other = std::fs::File::open("/dev/null").unwrap();

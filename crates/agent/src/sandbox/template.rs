@@ -115,17 +115,14 @@ impl Templates {
     /// # Errors
     /// There is none and it cannot be made.
     pub async fn get(&self, size: Size) -> Result<Arc<Template>, MicrovmError> {
-        let place = self.places.lock().unwrap_or_else(PoisonError::into_inner).entry(size).or_default().clone();
+        let place =
+            self.places.lock().unwrap_or_else(PoisonError::into_inner).entry(size).or_default().clone();
         let mut template = place.lock().await;
         if let Some(template) = &*template {
             return Ok(template.clone());
         }
-        let dir = self.dir.join(format!(
-            "{}-{}-{}",
-            hex::encode(&self.digest[..8]),
-            size.vcpus,
-            size.memory_mib
-        ));
+        let dir =
+            self.dir.join(format!("{}-{}-{}", hex::encode(&self.digest[..8]), size.vcpus, size.memory_mib));
         let found = match Template::open(dir.clone()) {
             Ok(found) => found,
             Err(_) => {
@@ -141,7 +138,8 @@ impl Templates {
     /// # Errors
     /// It cannot be removed.
     pub async fn discard(&self, size: Size, damaged: &Arc<Template>) -> Result<(), MicrovmError> {
-        let place = self.places.lock().unwrap_or_else(PoisonError::into_inner).entry(size).or_default().clone();
+        let place =
+            self.places.lock().unwrap_or_else(PoisonError::into_inner).entry(size).or_default().clone();
         let mut template = place.lock().await;
         if template.as_ref().is_some_and(|current| Arc::ptr_eq(current, damaged)) {
             *template = None;
@@ -201,8 +199,7 @@ impl Templates {
         };
         let (state, memory) = (create("state")?, create("memory")?);
         let mut files = Files::default();
-        let request =
-            Request::Snapshot { state: files.attach(&state)?, memory: files.attach(&memory)? };
+        let request = Request::Snapshot { state: files.attach(&state)?, memory: files.attach(&memory)? };
         monitor.ask(&Request::Pause, &Files::default()).await?;
         monitor.ask(&request, &files).await?;
         for (file, name) in [(&state, "state"), (&memory, "memory")] {

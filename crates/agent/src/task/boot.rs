@@ -12,8 +12,8 @@ use model::spec::Isolation;
 
 use super::*;
 use crate::cgroup::Limits;
-use crate::net::ROUTER_MAC;
 use crate::image::{Auth, Image, PullProgress, PullRequest, RegistryEndpoint};
+use crate::net::ROUTER_MAC;
 use crate::sandbox::microvm::{self, LayerDisk, MicrovmError, Size, TaskDevices};
 use crate::sandbox::monitor::Monitor;
 use crate::slot::{Interior, Slot, SlotError, SlotRecord};
