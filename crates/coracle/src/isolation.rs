@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use agent::guest::KernelStore;
 use agent::host::kvm::{self, KvmState};
 use agent::sandbox::template::MachineFiles;
 use anyhow::{Context, bail};
@@ -9,6 +10,9 @@ use model::spec::Isolation;
 
 use crate::programs::Program;
 use crate::state_dir::StateDir;
+
+/// Where guest kernels are kept, in the state directory.
+pub const GUEST_KERNELS: &str = "agent/guest";
 
 /// `--isolation`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -60,4 +64,20 @@ pub async fn choose(wish: Wish, state: &StateDir, programs: &Path) -> anyhow::Re
             Ok(Choice::containers())
         }
     }
+}
+
+async fn machines(state: &StateDir, programs: &Path) -> anyhow::Result<MachineFiles> {
+    let kernels = KernelStore::new(state.join(GUEST_KERNELS));
+    let supervisor = Program::Supervisor.provide(programs)?;
+    let (jailer, monitor) = (Program::Jailer.provide(programs)?, Program::Monitor.provide(programs)?);
+    let making = move || {
+        let kernel = kernels.newest()?.context(
+            "there is no guest kernel on this machine; `coracle kernel install` gets Debian's",
+        )?;
+        // Those of before are kept by what still runs on them, if anything does.
+        kernels.remove_others(&kernel)?;
+        let initramfs = kernel.initramfs(&supervisor)?;
+        anyhow::Ok(MachineFiles { jailer, monitor, kernel: kernel.vmlinux(), initramfs })
+    };
+    tokio::task::spawn_blocking(making).await.context("the guest kernel cannot be made ready")?
 }
