@@ -71,9 +71,9 @@ async fn machines(state: &StateDir, programs: &Path) -> anyhow::Result<MachineFi
     let supervisor = Program::Supervisor.provide(programs)?;
     let (jailer, monitor) = (Program::Jailer.provide(programs)?, Program::Monitor.provide(programs)?);
     let making = move || {
-        let kernel = kernels.newest()?.context(
-            "there is no guest kernel on this machine; `coracle kernel install` gets Debian's",
-        )?;
+        let kernel = kernels
+            .newest()?
+            .context("there is no guest kernel on this machine; `coracle kernel install` gets Debian's")?;
         // Those of before are kept by what still runs on them, if anything does.
         kernels.remove_others(&kernel)?;
         let initramfs = kernel.initramfs(&supervisor)?;

@@ -99,8 +99,7 @@ impl Monitor {
             Ok(socket)
         };
         let socket = connect().map_err(MonitorError::Connect)?;
-        let socket = AsyncFd::register_with_interest(socket, Interest::READABLE.add(Interest::WRITABLE));
-        Ok(Self { socket: socket.map_err(MonitorError::Connect)? })
+        Ok(Self { socket: registered(socket).map_err(MonitorError::Connect)? })
     }
 
     /// Asks for something and waits until it is done.
@@ -153,6 +152,12 @@ impl Monitor {
         }
         serde_json::from_slice(&body[..length]).map_err(MonitorError::Malformed)
     }
+}
+
+#[allow(unsafe_code)]
+fn registered(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd names the same open descriptor until it is dropped.
+    Ok(unsafe { AsyncFd::register(socket) }?)
 }
 
 #[cfg(test)]
