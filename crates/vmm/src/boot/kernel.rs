@@ -191,3 +191,7 @@ fn read(file: &Source, into: &mut [u8], offset: u64) -> Result<(), KernelError> 
         _ => KernelError::Read(error),
     })
 }
+
+#[cfg(test)]
+#[path = "kernel_tests.rs"]
+mod tests;

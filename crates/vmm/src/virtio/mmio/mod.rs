@@ -489,3 +489,6 @@ impl Transport {
 
 /// The devices of a machine, in the guest's order.
 pub type Devices = Vec<Arc<MmioDevice>>;
+
+#[cfg(test)]
+mod tests;
