@@ -20,6 +20,8 @@ use super::{DeviceError, DeviceState, DeviceType, Source, VirtioDevice, Vrings, 
 use crate::rate_limiter::RateLimiter;
 
 mod disk;
+#[cfg(test)]
+mod measure;
 mod request;
 mod vectored;
 
