@@ -30,54 +30,71 @@ impl<'m> Buffers<'m> {
     /// A chain that the device only reads.
     ///
     /// # Errors
-    /// A descriptor is writable or outside of the guest's memory, or there are too many or no last one.
+    /// As those of [`Self::both`], or a descriptor is writable.
     pub(super) fn readable(
         memory: &'m GuestMemory,
         chain: DescriptorChain<&GuestMemory>,
     ) -> Result<Self, DeviceError> {
-        Self::new(memory, chain, false)
+        match Self::both(memory, chain)? {
+            (readable, writable) if writable.is_empty() => Ok(readable),
+            _ => Err(DeviceError::Request("a descriptor has the wrong direction")),
+        }
     }
 
     /// A chain that the device only writes.
     ///
     /// # Errors
-    /// A descriptor is readable or outside of the guest's memory, or there are too many or no last one.
+    /// As those of [`Self::both`], or a descriptor is readable.
     pub(super) fn writable(
         memory: &'m GuestMemory,
         chain: DescriptorChain<&GuestMemory>,
     ) -> Result<Self, DeviceError> {
-        Self::new(memory, chain, true)
+        match Self::both(memory, chain)? {
+            (readable, writable) if readable.is_empty() => Ok(writable),
+            _ => Err(DeviceError::Request("a descriptor has the wrong direction")),
+        }
     }
 
-    fn new(
+    /// What the device reads, and what it then writes.
+    ///
+    /// # Errors
+    /// A descriptor has no length, is outside of the guest's memory, or is a readable one behind a
+    /// writable one (2.7.4.2); or there are too many or no last one.
+    pub(super) fn both(
         memory: &'m GuestMemory,
         chain: DescriptorChain<&GuestMemory>,
-        writable: bool,
-    ) -> Result<Self, DeviceError> {
-        let mut buffers = Self { head: chain.head_index(), pieces: Vec::new(), len: 0 };
-        let access = if writable { Permissions::Write } else { Permissions::Read };
+    ) -> Result<(Self, Self), DeviceError> {
+        let empty = || Self { head: chain.head_index(), pieces: Vec::new(), len: 0 };
+        let (mut readable, mut writable) = (empty(), empty());
         let mut descriptors = 0;
         // The iterator just ends where a chain is malformed: then there is no last descriptor.
         let mut complete = false;
         for descriptor in chain {
             complete = !descriptor.has_next();
-            if descriptor.is_write_only() != writable {
-                return Err(DeviceError::Request("a descriptor has the wrong direction"));
+            let (buffers, access) = if descriptor.is_write_only() {
+                (&mut writable, Permissions::Write)
+            } else if writable.is_empty() {
+                (&mut readable, Permissions::Read)
+            } else {
+                return Err(DeviceError::Request("a readable descriptor follows a writable one"));
+            };
+            if descriptor.len() == 0 {
+                return Err(DeviceError::Request("a descriptor has no length"));
             }
-            descriptors += 1;
             for piece in memory.get_slices(descriptor.addr(), descriptor.len() as usize, access)? {
                 buffers.pieces.push(piece?);
             }
-            if descriptors.max(buffers.pieces.len()) > MAX_PIECES {
-                return Err(DeviceError::Request("a chain is too long"));
-            }
             // A chain is shorter than 4 GiB: `DescriptorChain` ends it there.
             buffers.len += descriptor.len() as usize;
+            descriptors += 1;
+            if descriptors.max(readable.pieces.len() + writable.pieces.len()) > MAX_PIECES {
+                return Err(DeviceError::Request("a chain is too long"));
+            }
         }
         if !complete {
             return Err(DeviceError::Request("a chain has no end"));
         }
-        Ok(buffers)
+        Ok((readable, writable))
     }
 
     /// The index by which the driver knows the chain.
@@ -90,9 +107,13 @@ impl<'m> Buffers<'m> {
         self.len
     }
 
-    /// Of how many stretches of memory they consist: at most [`MAX_PIECES`].
-    pub(super) fn pieces(&self) -> usize {
-        self.pieces.len()
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The stretches of memory of which they consist: at most [`MAX_PIECES`].
+    pub(super) fn pieces(&self) -> &[VolatileSlice<'m>] {
+        &self.pieces
     }
 
     /// Copies out what begins at `offset`; returns how many bytes there were.
@@ -178,6 +199,32 @@ impl<'m> Vectors<'m> {
         retry(|| unsafe { libc::writev(fd.as_raw_fd(), self.vectors.as_ptr(), self.count_for_call()) })
     }
 
+    /// preadv(2).
+    ///
+    /// # Errors
+    /// The system call's, but for `EINTR`.
+    pub(super) fn read_at(&mut self, fd: BorrowedFd<'_>, position: u64) -> io::Result<usize> {
+        let position = offset(position)?;
+        // SAFETY: as for `read`.
+        #[allow(unsafe_code)]
+        retry(|| unsafe {
+            libc::preadv(fd.as_raw_fd(), self.vectors.as_ptr(), self.count_for_call(), position)
+        })
+    }
+
+    /// pwritev(2).
+    ///
+    /// # Errors
+    /// The system call's, but for `EINTR`.
+    pub(super) fn write_at(&self, fd: BorrowedFd<'_>, position: u64) -> io::Result<usize> {
+        let position = offset(position)?;
+        // SAFETY: as for `write`.
+        #[allow(unsafe_code)]
+        retry(|| unsafe {
+            libc::pwritev(fd.as_raw_fd(), self.vectors.as_ptr(), self.count_for_call(), position)
+        })
+    }
+
     /// sendmsg(2) without waiting, and without a signal if nobody reads.
     ///
     /// # Errors
@@ -199,6 +246,10 @@ impl<'m> Vectors<'m> {
     fn count_for_call(&self) -> libc::c_int {
         libc::c_int::try_from(self.vectors.len()).unwrap_or(libc::c_int::MAX)
     }
+}
+
+fn offset(position: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(position).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
 fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {

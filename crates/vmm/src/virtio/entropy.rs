@@ -6,17 +6,16 @@ use model::microvm::{RateLimit, TokenBucket};
 use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use vm_memory::Bytes;
 
-use super::chain::{Chain, Served, serve_queue};
+use super::buffers::Buffers;
+use super::queue::{self, Served};
 use super::{DeviceError, DeviceState, DeviceType, Source, VirtioDevice, Vrings};
-use crate::GuestMemory;
 use crate::rate_limiter::RateLimiter;
 
 /// The driver keeps one buffer in it.
 const QUEUE_SIZES: &[u16] = &[16];
 /// The most bytes that one request gets; the driver asks again for the rest of its buffer.
-const MAX_BYTES: u64 = 64 * 1024;
+const MAX_BYTES: usize = 64 * 1024;
 /// Random bytes do not run out, but the thread is shared with the machine's network: this keeps a
 /// guest that reads its `/dev/hwrng` in a loop from slowing itself down there.
 const LIMIT: RateLimit = RateLimit {
@@ -28,51 +27,42 @@ const TIMER: u32 = 0;
 /// A source of random bytes.
 pub struct Entropy {
     limiter: RateLimiter,
-    chain: Chain,
 }
 
 impl Entropy {
     /// # Errors
     /// No timer could be made (too many open files).
     pub fn new() -> io::Result<Self> {
-        Ok(Self { limiter: RateLimiter::new(Some(LIMIT))?, chain: Chain::default() })
+        Ok(Self { limiter: RateLimiter::new(Some(LIMIT))? })
     }
 
     fn serve(&mut self, vrings: &mut Vrings) -> Result<(), DeviceError> {
         if self.limiter.is_blocked() {
             return Ok(());
         }
-        let Self { limiter, chain } = self;
-        serve_queue(vrings, 0, chain, |memory, chain| {
-            if !chain.readable.is_empty() {
+        queue::serve(vrings, 0, |request| {
+            if !request.readable.is_empty() {
                 return Err(DeviceError::Request("an entropy request is not to be read from"));
             }
-            let wanted = chain.writable.len().min(MAX_BYTES);
-            if !limiter.take(wanted)? {
+            let wanted = request.writable.len().min(MAX_BYTES);
+            if !self.limiter.take(wanted as u64)? {
                 return Ok(Served::Later);
             }
-            Ok(Served::Done(fill(memory, chain, wanted as usize)?))
+            fill(&request.writable, wanted)?;
+            Ok(Served::Done(wanted as u32))
         })
     }
 }
 
-/// Writes `wanted` random bytes, not more than there is room for.
-fn fill(memory: &GuestMemory, chain: &Chain, wanted: usize) -> Result<u32, DeviceError> {
-    let mut written = 0;
+/// Writes so many random bytes, for which there is room.
+fn fill(buffers: &Buffers<'_>, wanted: usize) -> io::Result<()> {
     let mut random = [0; 4096];
-    for buffer in chain.writable.iter() {
-        let mut offset = 0;
-        let length = (buffer.len as usize).min(wanted - written);
-        while offset < length {
-            let part = &mut random[..(length - offset).min(4096)];
-            getrandom_exact(part)?;
-            // The buffer lies in the guest's memory, so this does not overflow.
-            memory.write_slice(part, vm_memory::GuestAddress(buffer.addr.0 + offset as u64))?;
-            offset += part.len();
-        }
-        written += length;
+    for offset in (0..wanted).step_by(random.len()) {
+        let part = &mut random[..(wanted - offset).min(4096)];
+        getrandom_exact(part)?;
+        buffers.write_at(offset, part);
     }
-    Ok(written as u32)
+    Ok(())
 }
 
 fn getrandom_exact(mut buffer: &mut [u8]) -> io::Result<()> {
@@ -136,6 +126,7 @@ impl VirtioDevice for Entropy {
 mod tests {
     use super::*;
     use crate::virtio::test_driver::{DATA, Driver, MIB};
+    use crate::virtio::testing::filtered;
     use proptest::prelude::*;
 
     fn start() -> (Entropy, Driver) {
@@ -187,6 +178,24 @@ mod tests {
             answered = driver.used(0).len();
         }
         assert_eq!(answered, 1);
+    }
+
+    #[test]
+    fn makes_only_the_system_calls_of_a_device_thread() {
+        filtered(
+            "virtio::entropy::tests::makes_only_the_system_calls_of_a_device_thread",
+            start,
+            |(mut entropy, mut driver)| {
+                while !entropy.limiter.is_blocked() {
+                    driver.submit(0, &[(2 * MIB, MIB as u32, true)]);
+                    entropy.notified(0, &mut driver.vrings).unwrap();
+                    driver.used(0);
+                }
+                entropy.ready(TIMER, &mut driver.vrings).unwrap();
+                entropy.reset();
+            },
+            || {},
+        );
     }
 
     #[test]

@@ -20,7 +20,6 @@ use crate::GuestMemory;
 pub mod balloon;
 pub mod block;
 mod buffers;
-pub mod chain;
 pub mod entropy;
 mod events;
 pub mod mmio;

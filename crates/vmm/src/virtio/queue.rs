@@ -1,12 +1,19 @@
 //! What devices need of a split virtqueue (2.7) beyond what the `virtio-queue` crate offers.
 
 use std::sync::atomic::{Ordering, fence};
+use std::time::{Duration, Instant};
 
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::DeviceError;
+use super::buffers::Buffers;
+use super::{DeviceError, Vrings};
 use crate::GuestMemory;
+
+/// How long a used request may wait for the ones behind it before the driver is interrupted. Below
+/// it, one interrupt serves for many requests; above it (the host's disk is slow), the driver would
+/// wait for nothing.
+const MAX_INTERRUPT_DELAY: Duration = Duration::from_micros(50);
 
 /// Takes the next chain that the driver has made available.
 ///
@@ -105,4 +112,83 @@ pub(super) fn wants_interrupt(queue: &Queue, memory: &GuestMemory, before: u16) 
     }
     // VIRTQ_AVAIL_F_NO_INTERRUPT
     Ok(read(0)? & 1 == 0)
+}
+
+/// One request of a driver, for a device that answers each before it takes the next.
+pub(super) struct Request<'m> {
+    pub(super) memory: &'m GuestMemory,
+    pub(super) readable: Buffers<'m>,
+    pub(super) writable: Buffers<'m>,
+}
+
+/// What became of a [`Request`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Served {
+    /// It is done; so many bytes were written to the front of its writable buffers.
+    Done(u32),
+    /// It cannot be served now: it stays in the queue, and so does everything behind it. The device
+    /// has to call [`serve`] again.
+    Later,
+}
+
+/// Serves what the driver has made available in a queue, until there is no more, and interrupts the
+/// driver as it wishes. A queue that the driver did not set up has nothing.
+///
+/// # Errors
+/// The queue or a chain is malformed, or `answer` failed. Earlier requests were answered.
+pub(super) fn serve(
+    vrings: &mut Vrings,
+    index: usize,
+    mut answer: impl FnMut(Request<'_>) -> Result<Served, DeviceError>,
+) -> Result<(), DeviceError> {
+    let Vrings { memory, queues, interrupt, .. } = vrings;
+    let Some(queue) = queues.get_mut(index).filter(|queue| queue.ready()) else { return Ok(()) };
+    let mut told = queue.next_used();
+    let mut interrupt_for_used = |queue: &Queue| -> Result<(), DeviceError> {
+        if wants_interrupt(queue, memory, told)? {
+            interrupt.used_buffer();
+        }
+        told = queue.next_used();
+        Ok(())
+    };
+    let outcome = serve_available(queue, memory, &mut answer, &mut interrupt_for_used);
+    interrupt_for_used(queue)?;
+    outcome
+}
+
+fn serve_available(
+    queue: &mut Queue,
+    memory: &GuestMemory,
+    answer: &mut impl FnMut(Request<'_>) -> Result<Served, DeviceError>,
+    interrupt_for_used: &mut impl FnMut(&Queue) -> Result<(), DeviceError>,
+) -> Result<(), DeviceError> {
+    let mut last = Instant::now();
+    let mut more = false;
+    loop {
+        queue.disable_notification(memory)?;
+        while let Some(chain) = next_chain(queue, memory)? {
+            more = false;
+            let (readable, writable) = Buffers::both(memory, chain)?;
+            let head = readable.head();
+            match answer(Request { memory, readable, writable })? {
+                Served::Done(written) => queue.add_used(memory, head, written)?,
+                Served::Later => {
+                    give_back(queue, 1);
+                    return Ok(());
+                }
+            }
+            if last.elapsed() >= MAX_INTERRUPT_DELAY {
+                interrupt_for_used(queue)?;
+                last = Instant::now();
+            }
+        }
+        if more {
+            // The ring's index says that there is a request, but it cannot be read.
+            return Err(DeviceError::Request("the available ring lies outside of the memory"));
+        }
+        more = queue.enable_notification(memory)?;
+        if !more {
+            return Ok(());
+        }
+    }
 }

@@ -19,8 +19,9 @@ pub(super) const MEMORY: u64 = 64 << 20;
 /// Where buffers may lie; rings are below.
 pub(super) const BUFFERS: u64 = 1 << 20;
 
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
+/// Flags of a descriptor (2.7.5).
+pub(super) const NEXT: u16 = 1;
+pub(super) const WRITE: u16 = 2;
 
 /// One virtqueue as a driver sees it.
 pub(super) struct Ring {
@@ -35,7 +36,7 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    fn new(memory: &GuestMemory, base: u64, size: u16) -> Self {
+    pub(super) fn new(memory: &GuestMemory, base: u64, size: u16) -> Self {
         let chains = vec![Vec::new(); size.into()];
         Self { memory: memory.clone(), base, size, available: 0, used: 0, free: (0..size).collect(), chains }
     }
@@ -52,7 +53,7 @@ impl Ring {
         self.base + 16 * u64::from(index)
     }
 
-    fn queue(&self) -> Queue {
+    pub(super) fn queue(&self) -> Queue {
         let mut queue = Queue::new(self.size).unwrap();
         queue.set_desc_table_address(Some(self.base as u32), Some(0));
         queue.set_avail_ring_address(Some(self.available_ring() as u32), Some(0));
@@ -70,16 +71,21 @@ impl Ring {
         for (at, (&index, &(address, len, writable))) in chain.iter().zip(buffers).enumerate() {
             let next = chain.get(at + 1).copied();
             let flags = if writable { WRITE } else { 0 } | if next.is_some() { NEXT } else { 0 };
-            let to = GuestAddress(self.descriptor(index));
-            self.memory.write_obj(address, to).unwrap();
-            self.memory.write_obj(len, GuestAddress(to.0 + 8)).unwrap();
-            self.memory.write_obj(flags, GuestAddress(to.0 + 12)).unwrap();
-            self.memory.write_obj(next.unwrap_or(0), GuestAddress(to.0 + 14)).unwrap();
+            self.describe(index, (address, len), flags, next.unwrap_or(0));
         }
         let head = chain[0];
         self.chains[usize::from(head)] = chain;
         self.publish(head);
         Some(head)
+    }
+
+    /// Writes a descriptor, whatever it says, of a buffer (address, length).
+    pub(super) fn describe(&self, index: u16, (address, len): (u64, u32), flags: u16, next: u16) {
+        let to = GuestAddress(self.descriptor(index));
+        self.memory.write_obj(address, to).unwrap();
+        self.memory.write_obj(len, GuestAddress(to.0 + 8)).unwrap();
+        self.memory.write_obj(flags, GuestAddress(to.0 + 12)).unwrap();
+        self.memory.write_obj(next, GuestAddress(to.0 + 14)).unwrap();
     }
 
     /// Puts a head into the available ring, whatever it is.

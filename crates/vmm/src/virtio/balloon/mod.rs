@@ -9,16 +9,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 
-use super::chain::{Buffer, Chain, Served, serve_queue};
+use super::queue::{self, Request, Served};
 use super::{DeviceError, DeviceState, DeviceType, Interrupt, VirtioDevice, Vrings, read_space};
-use crate::GuestMemory;
 
 mod release;
 
 #[cfg(test)]
 mod tests;
 
-use release::release;
+use release::{release, release_pages};
 
 /// Feature bits (5.5.3).
 const VIRTIO_BALLOON_F_DEFLATE_ON_OOM: u32 = 2;
@@ -35,7 +34,7 @@ const QUEUE_SIZES: &[u16] = &[128, 128, 128, 128, 128];
 const PAGE_SHIFT: u32 = 12;
 const PAGES_PER_MIB: u32 = 1 << (20 - PAGE_SHIFT);
 /// The longest list of pages in one request, in bytes. Linux sends 1 KiB.
-const MAX_LIST: u64 = 64 * 1024;
+const MAX_LIST: usize = 64 * 1024;
 
 /// What a snapshot keeps of a balloon, in pages of 4 KiB.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -48,7 +47,6 @@ pub struct State {
 #[derive(Default)]
 pub struct Balloon {
     shared: Arc<Shared>,
-    chain: Chain,
 }
 
 /// What the host has to do with a balloon; usable from any thread.
@@ -113,41 +111,38 @@ impl Balloon {
 }
 
 /// Takes the pages of a list (5.5.6.1): numbers of 4 KiB pages, 4 bytes each.
-fn inflate(memory: &GuestMemory, chain: &mut Chain) -> Result<Served, DeviceError> {
-    let length = chain.readable.len();
-    if !chain.writable.is_empty() || !length.is_multiple_of(4) || length > MAX_LIST {
+fn inflate(request: &Request<'_>) -> Result<(), DeviceError> {
+    let length = request.readable.len();
+    if !request.writable.is_empty() || !length.is_multiple_of(4) || length > MAX_LIST {
         return Err(DeviceError::Request("not a list of pages"));
     }
-    let mut list = vec![0; length as usize];
-    chain.readable.read_front(memory, &mut list)?;
+    let mut list = vec![0; length];
+    request.readable.read_at(0, &mut list);
     let mut pages: Vec<u64> =
         list.as_chunks().0.iter().map(|page| u64::from(u32::from_le_bytes(*page))).collect();
     pages.sort_unstable();
     for run in pages.chunk_by(|page, next| next - page <= 1) {
         let first = run[0];
         let count = run[run.len() - 1] - first + 1;
-        release(memory, first << PAGE_SHIFT, count << PAGE_SHIFT)?;
+        release_pages(request.memory, first << PAGE_SHIFT, count << PAGE_SHIFT)?;
     }
-    Ok(Served::Done(0))
+    Ok(())
 }
 
 /// The guest uses pages of the balloon again. They come back as they are touched: nothing to do.
-fn deflate(chain: &Chain) -> Result<Served, DeviceError> {
-    if !chain.writable.is_empty() {
+fn deflate(request: &Request<'_>) -> Result<(), DeviceError> {
+    if !request.writable.is_empty() {
         return Err(DeviceError::Request("not a list of pages"));
     }
-    Ok(Served::Done(0))
+    Ok(())
 }
 
 /// Takes the contents of free memory (5.5.6.7): the request's buffers are that memory itself.
-fn report(memory: &GuestMemory, chain: &Chain) -> Result<Served, DeviceError> {
-    if !chain.readable.is_empty() {
+fn report(request: &Request<'_>) -> Result<(), DeviceError> {
+    if !request.readable.is_empty() {
         return Err(DeviceError::Request("a report of free memory is not to be read from"));
     }
-    for Buffer { addr, len } in chain.writable.iter() {
-        release(memory, addr.0, u64::from(len))?;
-    }
-    Ok(Served::Done(0))
+    request.writable.pieces().iter().try_for_each(|piece| Ok(release(piece)?))
 }
 
 impl VirtioDevice for Balloon {
@@ -193,11 +188,14 @@ impl VirtioDevice for Balloon {
 
     fn notified(&mut self, queue: usize, vrings: &mut Vrings) -> Result<(), DeviceError> {
         let reporting = vrings.features & (1 << VIRTIO_BALLOON_F_REPORTING) != 0;
-        serve_queue(vrings, queue, &mut self.chain, |memory, chain| match queue {
-            INFLATE => inflate(memory, chain),
-            DEFLATE => deflate(chain),
-            _ if reporting => report(memory, chain),
-            _ => Err(DeviceError::Request("free memory is reported without the feature")),
+        queue::serve(vrings, queue, |request| {
+            match queue {
+                INFLATE => inflate(&request)?,
+                DEFLATE => deflate(&request)?,
+                _ if reporting => report(&request)?,
+                _ => return Err(DeviceError::Request("free memory is reported without the feature")),
+            }
+            Ok(Served::Done(0))
         })
     }
 

@@ -3,14 +3,14 @@
 use std::io;
 
 use rustix::mm::{Advice, madvise};
-use vm_memory::{GuestAddress, GuestMemory as _, Permissions};
+use vm_memory::{GuestAddress, GuestMemory as _, Permissions, VolatileSlice};
 
 use crate::GuestMemory;
 use crate::virtio::DeviceError;
 
 /// The host's page size on x86-64. Guest memory is made of whole pages at multiples of it, in the
 /// guest's address space as in this process's.
-const PAGE: u64 = 4096;
+const PAGE: usize = 4096;
 
 /// Gives the whole pages inside of this range back to the host. The guest may use them again at any
 /// time, and does not rely on their contents until it has written to them: that is what putting
@@ -28,22 +28,29 @@ const PAGE: u64 = 4096;
 ///   other page would soon have this process at the kernel's limit for them (`vm.max_map_count`).
 ///
 /// # Errors
-/// The range does not lie in the guest's memory; then nothing is given back.
-pub fn release(memory: &GuestMemory, addr: u64, length: u64) -> Result<(), DeviceError> {
-    let outside =
-        || DeviceError::Memory(vm_memory::GuestMemoryError::InvalidGuestAddress(GuestAddress(addr)));
-    let end = addr.checked_add(length).ok_or_else(outside)?;
-    let length = usize::try_from(length).map_err(|_| outside())?;
-    if !memory.check_range(GuestAddress(addr), length, Permissions::Write) {
-        return Err(outside());
-    }
-    let (start, end) = (addr.next_multiple_of(PAGE), end - end % PAGE);
-    if start >= end {
+/// The host's.
+pub fn release(range: &VolatileSlice<'_>) -> io::Result<()> {
+    let start = range.ptr_guard_mut().as_ptr();
+    let before = start.align_offset(PAGE);
+    let whole = range.len().saturating_sub(before) & !(PAGE - 1);
+    if whole == 0 {
         return Ok(());
     }
-    for slice in memory.get_slices(GuestAddress(start), (end - start) as usize, Permissions::Write)? {
-        let slice = slice?;
-        discard(slice.ptr_guard_mut().as_ptr(), slice.len())?;
+    discard(start.wrapping_add(before), whole)
+}
+
+/// The same for whole pages of the guest's address space.
+///
+/// # Errors
+/// The host's, or the range does not lie in the guest's memory; then nothing is given back.
+pub fn release_pages(memory: &GuestMemory, addr: u64, length: u64) -> Result<(), DeviceError> {
+    let addr = GuestAddress(addr);
+    let length = usize::try_from(length)
+        .ok()
+        .filter(|&length| memory.check_range(addr, length, Permissions::Write))
+        .ok_or(vm_memory::GuestMemoryError::InvalidGuestAddress(addr))?;
+    for piece in memory.get_slices(addr, length, Permissions::Write)? {
+        release(&piece?)?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestRegionCollection, GuestRegionMmap
 
 use super::*;
 use crate::virtio::test_driver::{Buffer, DATA, Driver, MIB};
+use crate::virtio::testing::filtered;
 
 const PAGE: u64 = 4096;
 const LIST: u64 = DATA;
@@ -209,4 +210,22 @@ proptest! {
             prop_assert_eq!(released.len(), (0..256).filter(|&page| named(page)).count());
         }
     }
+}
+
+#[test]
+fn makes_only_the_system_calls_of_a_device_thread() {
+    filtered(
+        "virtio::balloon::tests::makes_only_the_system_calls_of_a_device_thread",
+        start,
+        |(mut balloon, mut driver)| {
+            let buffers = list(&driver, &[512]);
+            driver.request(&mut balloon, INFLATE, &buffers).unwrap();
+            driver.request(&mut balloon, DEFLATE, &buffers).unwrap();
+            driver.request(&mut balloon, 4, &[(PAGES + PAGE, 4096, true)]).unwrap();
+            assert_eq!(released(&driver), [0, 1]);
+            balloon.control().set_target(1);
+            balloon.reset();
+        },
+        || {},
+    );
 }

@@ -7,7 +7,7 @@ use model::microvm::PART_ALIGNMENT;
 use rustix::fs::{FallocateFlags, FileType, OFlags, fallocate, fcntl_getfl, fdatasync, fstat};
 use rustix::io::Errno;
 
-use super::vectored::{Cursor, Direction};
+use super::transfer::Cursor;
 
 struct Part {
     file: File,
@@ -72,20 +72,18 @@ impl Disk {
         position.checked_add(length).is_some_and(|end| end <= self.size)
     }
 
-    pub fn read(&self, memory: &mut Cursor<'_>, position: u64, length: u64) -> io::Result<()> {
+    pub fn read(&self, memory: &mut Cursor<'_, '_>, position: u64, length: u64) -> io::Result<()> {
         for piece in self.pieces(position, length) {
             match piece.file {
-                Some((file, at)) => memory.transfer(Direction::FromFile, file, at, piece.length)?,
+                Some((file, at)) => memory.read(file, at, piece.length)?,
                 None => memory.fill_zeros(piece.length),
             }
         }
         Ok(())
     }
 
-    pub fn write(&self, memory: &mut Cursor<'_>, position: u64, length: u64) -> io::Result<()> {
-        self.each_writable(position, length, |file, at, length| {
-            memory.transfer(Direction::ToFile, file, at, length)
-        })
+    pub fn write(&self, memory: &mut Cursor<'_, '_>, position: u64, length: u64) -> io::Result<()> {
+        self.each_writable(position, length, |file, at, length| memory.write(file, at, length))
     }
 
     /// What was written stays, whatever happens to the host.

@@ -6,6 +6,9 @@
 use std::fs::File;
 use std::io;
 
+use super::queue::{self, Served};
+use super::{DeviceError, DeviceState, DeviceType, Source, VirtioDevice, Vrings, read_space};
+use crate::rate_limiter::RateLimiter;
 use model::microvm::RateLimit;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
@@ -13,17 +16,12 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use vm_memory::Bytes;
-
-use super::chain::{Chain, Served, serve_queue};
-use super::{DeviceError, DeviceState, DeviceType, Source, VirtioDevice, Vrings, read_space};
-use crate::rate_limiter::RateLimiter;
 
 mod disk;
 #[cfg(test)]
 mod measure;
 mod request;
-mod vectored;
+mod transfer;
 
 #[cfg(test)]
 mod tests;
@@ -42,7 +40,7 @@ const QUEUE_SIZES: &[u16] = &[256];
 const MAX_DATA_BUFFERS: u32 = 254;
 /// Sectors in one segment of a discard or a write of zeros: 2 GiB.
 const MAX_RANGE_SECTORS: u32 = 1 << 22;
-const MAX_RANGES: u32 = 32;
+const MAX_RANGES: usize = 32;
 /// Discarding anything smaller than a page of the host frees nothing.
 const DISCARD_ALIGNMENT_SECTORS: u32 = 8;
 
@@ -63,7 +61,6 @@ pub struct Block {
     limiter: RateLimiter,
     /// The guest, restored from a snapshot, believes another capacity.
     capacity_changed: bool,
-    chain: Chain,
 }
 
 impl Block {
@@ -84,7 +81,6 @@ impl Block {
             id,
             limiter: RateLimiter::new(limit)?,
             capacity_changed: false,
-            chain: Chain::default(),
         })
     }
 
@@ -104,10 +100,10 @@ impl Block {
         put(20, &(SECTOR as u32).to_le_bytes());
         if !self.disk.is_read_only() {
             put(36, &MAX_RANGE_SECTORS.to_le_bytes());
-            put(40, &MAX_RANGES.to_le_bytes());
+            put(40, &(MAX_RANGES as u32).to_le_bytes());
             put(44, &DISCARD_ALIGNMENT_SECTORS.to_le_bytes());
             put(48, &MAX_RANGE_SECTORS.to_le_bytes());
-            put(52, &MAX_RANGES.to_le_bytes());
+            put(52, &(MAX_RANGES as u32).to_le_bytes());
             put(56, &[1]); // write_zeroes_may_unmap
         }
         space
@@ -122,15 +118,13 @@ impl Block {
             // Without flushes the driver takes a write for stable once it is done (5.2.6.2).
             write_through: vrings.features & (1 << VIRTIO_BLK_F_FLUSH) == 0,
         };
-        let Self { disk, limiter, chain, .. } = self;
-        serve_queue(vrings, 0, chain, |memory, chain| {
-            let request = Request::parse(memory, chain)?;
+        let Self { disk, limiter, .. } = self;
+        queue::serve(vrings, 0, |request| {
+            let request = Request::parse(request)?;
             if !limiter.take(request.bytes())? {
                 return Ok(Served::Later);
             }
-            let (status, written) = request.execute(memory, disk, &rules)?;
-            memory.write_obj(status as u8, request.status())?;
-            Ok(Served::Done(written))
+            Ok(Served::Done(request.execute(disk, &rules)))
         })
     }
 }

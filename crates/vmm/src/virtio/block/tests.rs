@@ -11,7 +11,8 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::*;
-use crate::virtio::test_driver::{Buffer, DATA, Driver, MIB, NEXT, WRITE};
+use crate::virtio::test_driver::{Buffer, DATA, Driver, MIB};
+use crate::virtio::testing::{NEXT, WRITE, filtered};
 
 const HEADER: u64 = DATA;
 const STATUS: u64 = DATA + 0x1000;
@@ -365,43 +366,44 @@ fn malformed_rings_are_errors_of_the_device() {
     let break_it: [fn(&mut Driver); 7] = [
         // A loop.
         |driver| {
-            driver.descriptor(0, 0, HEADER, 16, NEXT, 1);
-            driver.descriptor(0, 1, BUFFER, 512, NEXT | WRITE, 1);
-            driver.available(0, 0);
+            driver.rings[0].describe(0, (HEADER, 16), NEXT, 1);
+            driver.rings[0].describe(1, (BUFFER, 512), NEXT | WRITE, 1);
+            driver.rings[0].publish(0);
         },
         // A successor, and a head, that do not exist.
         |driver| {
-            driver.descriptor(0, 0, HEADER, 16, NEXT, 256);
-            driver.available(0, 0);
+            driver.rings[0].describe(0, (HEADER, 16), NEXT, 256);
+            driver.rings[0].publish(0);
         },
-        |driver| driver.available(0, 256),
+        |driver| driver.rings[0].publish(256),
         // An indirect table within an indirect table.
         |driver| {
-            driver.descriptor(0, 0, BUFFER, 32, INDIRECT, 0);
+            driver.rings[0].describe(0, (BUFFER, 32), INDIRECT, 0);
             driver.write(BUFFER, &BUFFER.to_le_bytes());
             driver.write(BUFFER + 8, &[32, 0, 0, 0, INDIRECT as u8, 0, 0, 0]);
-            driver.available(0, 0);
+            driver.rings[0].publish(0);
         },
         // An indirect table outside of the memory.
         |driver| {
-            driver.descriptor(0, 0, MIB, 32, INDIRECT, 0);
-            driver.available(0, 0);
+            driver.rings[0].describe(0, (MIB, 32), INDIRECT, 0);
+            driver.rings[0].publish(0);
         },
-        // An indirect table with more descriptors than the queue has.
+        // An indirect table that no driver needs.
         |driver| {
-            driver.descriptor(0, 0, BUFFER, 4096 * 2, INDIRECT, 0);
-            for index in 0..512u16 {
+            driver.rings[0].describe(0, (BUFFER, 16 * 2048), INDIRECT, 0);
+            for index in 0..2048u16 {
                 let at = BUFFER + u64::from(index) * 16;
                 driver.write(at, &HEADER.to_le_bytes());
                 driver.write(at + 8, &[1, 0, 0, 0, NEXT as u8, 0]);
                 driver.write(at + 14, &(index + 1).to_le_bytes());
             }
-            driver.available(0, 0);
+            driver.rings[0].publish(0);
         },
         // More requests than the ring has room for.
         |driver| {
             driver.submit(0, &[(HEADER, 16, false), (STATUS, 1, true)]);
-            driver.write(0x4002, &300u16.to_le_bytes());
+            let index = driver.rings[0].available_ring() + 2;
+            driver.write(index, &300u16.to_le_bytes());
         },
     ];
     for (case, break_it) in break_it.iter().enumerate() {
@@ -458,7 +460,8 @@ fn the_driver_is_interrupted_as_it_wishes() {
     let mut block = disk(&[&file(8192, 1)], true);
     let mut driver = Driver::start(&mut block, 0);
     // used_event: only after the second used buffer.
-    driver.write(0x4000 + 4 + 512, &1u16.to_le_bytes());
+    let used_event = driver.rings[0].available_ring() + 4 + 512;
+    driver.write(used_event, &1u16.to_le_bytes());
     request(&mut driver, &mut block, VIRTIO_BLK_T_IN, 0, &[(BUFFER, 512, true)]);
     assert_eq!(driver.interrupts(), (false, false));
     request(&mut driver, &mut block, VIRTIO_BLK_T_IN, 0, &[(BUFFER, 512, true)]);
@@ -582,21 +585,22 @@ proptest! {
         let count = buffers.len() as u16;
         for (index, &(addr, len, flags)) in (0u16..).zip(&buffers) {
             let flags = if index + 1 == count && last == 0 { flags & !NEXT } else { flags };
-            driver.descriptor(0, index, addr, len, flags, index + 1);
+            driver.rings[0].describe(index, (addr, len), flags, index + 1);
         }
         for at in 0..0x1_0000 / 8 {
             driver.write(DATA + at * 8, &at.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
         }
         header(&driver, kind, sector);
-        driver.available(0, 0);
+        driver.rings[0].publish(0);
         let snapshot = |driver: &Driver| [driver.read(0, MIB as usize), driver.read(2 * MIB, MIB as usize)].concat();
         let before = snapshot(&driver);
         let _ = block.notified(0, &mut driver.vrings);
         let after = snapshot(&driver);
+        let used_ring = driver.rings[0].used_ring();
         let may_change = |at: u64| {
             let addr = if at < MIB { at } else { at + MIB };
             // The used ring, and its notification fields.
-            (0x6000..0x8000).contains(&addr)
+            (used_ring..used_ring + 0x1000).contains(&addr)
                 || buffers.iter().any(|&(start, len, flags)| {
                     flags & WRITE != 0 && addr.checked_sub(start).is_some_and(|at| at < u64::from(len))
                 })
@@ -678,4 +682,34 @@ proptest! {
             prop_assert_eq!(&[contents(&files[0]), contents(&files[1])].concat(), &model);
         }
     }
+}
+
+#[test]
+fn makes_only_the_system_calls_of_a_device_thread() {
+    let limit = RateLimit { bytes: Some(TokenBucket { rate: 1 << 20, burst: 512 }), operations: None };
+    filtered(
+        "virtio::block::tests::makes_only_the_system_calls_of_a_device_thread",
+        move || Block::new(vec![file(8192, 1)], false, Some(limit), [0; 20]).unwrap(),
+        |mut block| {
+            let mut driver = Driver::start(&mut block, 0);
+            let (to, from) = ((BUFFER, 512, true), (BUFFER, 512, false));
+            let range = ranges(&driver, &[(8, 1, 1)]);
+            assert_eq!(request(&mut driver, &mut block, VIRTIO_BLK_T_WRITE_ZEROES, 0, &range).0, OK);
+            let range = ranges(&driver, &[(8, 8, 0)]);
+            assert_eq!(request(&mut driver, &mut block, VIRTIO_BLK_T_WRITE_ZEROES, 0, &range).0, OK);
+            assert_eq!(request(&mut driver, &mut block, VIRTIO_BLK_T_DISCARD, 0, &range).0, OK);
+            assert_eq!(request(&mut driver, &mut block, VIRTIO_BLK_T_FLUSH, 0, &[]).0, OK);
+            assert_eq!(request(&mut driver, &mut block, VIRTIO_BLK_T_OUT, 0, &[from]).0, OK);
+            // Over the limit: the timer is set, waited for and quieted.
+            header(&driver, VIRTIO_BLK_T_IN, 0);
+            driver.submit(0, &[(HEADER, 16, false), to, (STATUS, 1, true)]);
+            block.notified(0, &mut driver.vrings).unwrap();
+            assert_eq!(driver.used(0), []);
+            wait_until_readable(block.sources()[0].fd);
+            block.ready(TIMER, &mut driver.vrings).unwrap();
+            assert_eq!(driver.used(0).len(), 1);
+            block.reset();
+        },
+        || {},
+    );
 }

@@ -235,12 +235,12 @@ impl<'m> Chains<'m> {
             if buffers.len() < HEADER {
                 return Err(DeviceError::Request("a receive buffer has no room for a header"));
             }
-            if self.pieces + buffers.pieces() > MAX_PIECES {
+            if self.pieces + buffers.pieces().len() > MAX_PIECES {
                 queue::give_back(queue, 1);
                 self.crowded = true;
                 break;
             }
-            self.pieces += buffers.pieces();
+            self.pieces += buffers.pieces().len();
             self.capacity += buffers.len();
             self.chains.push_back(buffers);
         }
@@ -260,7 +260,7 @@ impl<'m> Chains<'m> {
     fn take_first(&mut self) {
         if let Some(first) = self.chains.pop_front() {
             self.capacity -= first.len();
-            self.pieces -= first.pieces();
+            self.pieces -= first.pieces().len();
         }
     }
 
