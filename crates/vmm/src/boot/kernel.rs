@@ -125,6 +125,10 @@ fn check_segments(
     for index in 0..u64::from(count) {
         let mut entry = [0; ENTRY];
         let at = table.checked_add(index * ENTRY as u64).ok_or(KernelError::Headers)?;
+        if at > size {
+            // What pread(2) is asked for at impossible offsets is an error of another kind.
+            return Err(KernelError::Truncated);
+        }
         read(file, &mut entry, at)?;
         if u32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]) != PT_LOAD {
             continue;

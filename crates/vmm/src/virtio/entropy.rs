@@ -125,8 +125,8 @@ impl VirtioDevice for Entropy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::test_driver::{DATA, Driver, MIB};
     use crate::virtio::testing::filtered;
+    use crate::virtio::testing::{DATA, Driver, MIB};
     use proptest::prelude::*;
 
     fn start() -> (Entropy, Driver) {

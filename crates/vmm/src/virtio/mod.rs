@@ -26,8 +26,6 @@ pub mod mmio;
 pub mod net;
 mod queue;
 #[cfg(test)]
-mod test_driver;
-#[cfg(test)]
 mod testing;
 pub mod vsock;
 

@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use vm_memory::{FileOffset, GuestAddress, GuestRegionCollection, GuestRegionMmap, MmapRegion};
 
 use super::*;
-use crate::virtio::test_driver::{Buffer, DATA, Driver, MIB};
 use crate::virtio::testing::filtered;
+use crate::virtio::testing::{Buffer, DATA, Driver, MIB};
 
 const PAGE: u64 = 4096;
 const LIST: u64 = DATA;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 
 use super::*;
-use crate::virtio::test_driver::{DATA, Driver, MIB};
+use crate::virtio::testing::{DATA, Driver, MIB};
 
 #[test]
 #[ignore = "a measurement"]

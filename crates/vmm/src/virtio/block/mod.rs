@@ -6,9 +6,6 @@
 use std::fs::File;
 use std::io;
 
-use super::queue::{self, Served};
-use super::{DeviceError, DeviceState, DeviceType, Source, VirtioDevice, Vrings, read_space};
-use crate::rate_limiter::RateLimiter;
 use model::microvm::RateLimit;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
@@ -16,6 +13,10 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+
+use super::queue::{self, Served};
+use super::{DeviceError, DeviceState, DeviceType, Source, VirtioDevice, Vrings, read_space};
+use crate::rate_limiter::RateLimiter;
 
 mod disk;
 #[cfg(test)]

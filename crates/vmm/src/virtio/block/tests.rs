@@ -11,7 +11,7 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::*;
-use crate::virtio::test_driver::{Buffer, DATA, Driver, MIB};
+use crate::virtio::testing::{Buffer, DATA, Driver, MIB};
 use crate::virtio::testing::{NEXT, WRITE, filtered};
 
 const HEADER: u64 = DATA;

@@ -58,19 +58,19 @@ impl Guest {
     }
 
     pub(super) fn take(&mut self) {
-        while let Some((head, len)) = self.bench.rings[RECEIVE].completed() {
+        while let Some((head, len)) = self.bench.driver.rings[RECEIVE].completed() {
             let mut bytes = self.use_buffer(head, len);
             let header: [u8; HEADER] = bytes[..HEADER].try_into().unwrap();
             bytes.drain(..HEADER);
             let count = u16::from_le_bytes([header[10], header[11]]);
             for _ in 1..count {
                 // All of a frame's buffers appear at once.
-                let (head, len) = self.bench.rings[RECEIVE].completed().expect("a missing buffer");
+                let (head, len) = self.bench.driver.rings[RECEIVE].completed().expect("a missing buffer");
                 bytes.extend(self.use_buffer(head, len));
             }
             self.frames.push_back((header, bytes));
         }
-        while self.bench.rings[TRANSMIT].completed().is_some() {}
+        while self.bench.driver.rings[TRANSMIT].completed().is_some() {}
         if self.refills {
             self.refill();
         }
@@ -80,13 +80,13 @@ impl Guest {
         let address = self.buffers.remove(&head).unwrap();
         self.kept.push(address);
         assert!(len <= self.room);
-        self.bench.read(address, len as usize)
+        self.bench.driver.read(address, len as usize)
     }
 
     pub(super) fn send(&mut self, header: [u8; HEADER], frame: &[u8]) {
-        let address = OUT + u64::from(self.bench.rings[TRANSMIT].available_index() % 128) * 0x2_0000;
-        self.bench.write(address, &header);
-        self.bench.write(address + HEADER as u64, frame);
+        let address = OUT + u64::from(self.bench.driver.rings[TRANSMIT].available_index() % 128) * 0x2_0000;
+        self.bench.driver.write(address, &header);
+        self.bench.driver.write(address + HEADER as u64, frame);
         let chain = [
             (address, HEADER as u32, false),
             (address + HEADER as u64, 1, false),

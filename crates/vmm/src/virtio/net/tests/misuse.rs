@@ -17,7 +17,7 @@ fn malformed_chains() {
         // Dropped: no header, no frame, too long.
         for len in [1, 11, 12, 13, 20, 65563, 200_000] {
             guest.bench.offer(TRANSMIT, &[(OUT, len, false)]).unwrap().unwrap();
-            let (_, written) = guest.bench.rings[TRANSMIT].completed().unwrap();
+            let (_, written) = guest.bench.driver.rings[TRANSMIT].completed().unwrap();
             assert_eq!(written, 0);
         }
         guest.send([0; HEADER], &frame(EXPERIMENTAL, 100, 7));
@@ -39,7 +39,7 @@ fn malformed_chains() {
             let device = Net::new(Some(ready_tap(1500)), MAC, None, None, None).unwrap();
             let mut guest = Guest::new(device, all_features(), 1536, 0);
             let wire = Wire::new(EXPERIMENTAL);
-            guest.bench.rings[RECEIVE].offer(chain).unwrap();
+            guest.bench.driver.rings[RECEIVE].offer(chain).unwrap();
             wire.send([0; wire::HEADER], &frame(EXPERIMENTAL, 100, 0)).unwrap();
             let failed = (0..100).any(|_| guest.bench.serve_within(Duration::from_millis(50)).is_err());
             assert!(failed, "{chain:?}");
@@ -100,7 +100,7 @@ fn survives(features: u64, deeds: Vec<Deed>) {
     for deed in deeds {
         let result = match deed {
             Deed::Transmit { header, len, pieces } => {
-                guest.bench.write(OUT, &header);
+                guest.bench.driver.write(OUT, &header);
                 let chain: Vec<_> = (0..pieces)
                     .map(|index| {
                         let each = len / pieces;
@@ -112,25 +112,25 @@ fn survives(features: u64, deeds: Vec<Deed>) {
             Deed::Chain { queue, chain } => guest.bench.offer(queue, &chain).map(drop),
             Deed::Buffers { room, count } => {
                 for index in 0..u64::from(count) {
-                    guest.bench.rings[RECEIVE].offer(&[(BUFFERS + index * 8192, room, true)]);
+                    guest.bench.driver.rings[RECEIVE].offer(&[(BUFFERS + index * 8192, room, true)]);
                 }
-                guest.bench.device.notified(RECEIVE, &mut guest.bench.vrings)
+                guest.bench.device.notified(RECEIVE, &mut guest.bench.driver.vrings)
             }
             Deed::Descriptor { queue, index, bytes } => {
-                let address = guest.bench.rings[queue].descriptor(index);
-                guest.bench.write(address, &bytes);
+                let address = guest.bench.driver.rings[queue].descriptor(index);
+                guest.bench.driver.write(address, &bytes);
                 Ok(())
             }
             Deed::Head { queue, head } => {
-                guest.bench.rings[queue].publish(head);
-                guest.bench.device.notified(queue, &mut guest.bench.vrings)
+                guest.bench.driver.rings[queue].publish(head);
+                guest.bench.device.notified(queue, &mut guest.bench.driver.vrings)
             }
             Deed::Frame(len) => {
                 let _ = wire.send([0; wire::HEADER], &frame(EXPERIMENTAL, len.into(), 1));
                 guest.bench.serve().map(drop)
             }
             Deed::Take => {
-                for ring in &mut guest.bench.rings {
+                for ring in &mut guest.bench.driver.rings {
                     while ring.completed().is_some() {}
                 }
                 guest.bench.serve().map(drop)

@@ -59,7 +59,7 @@ impl Guest {
             kept: (0..128).map(|index| BUFFERS + index * 8192).collect(),
         };
         for index in 0..8 {
-            guest.bench.rings[EVENT].offer(&[(BUFFERS - 64 + 8 * index, 4, true)]).unwrap();
+            guest.bench.driver.rings[EVENT].offer(&[(BUFFERS - 64 + 8 * index, 4, true)]).unwrap();
         }
         guest.refill();
         guest.bench.activate().unwrap();
@@ -76,18 +76,19 @@ impl Guest {
 
     /// Takes what has arrived.
     pub(super) fn take(&mut self) {
-        while let Some((head, len)) = self.bench.rings[RECEIVE].completed() {
+        while let Some((head, len)) = self.bench.driver.rings[RECEIVE].completed() {
             let address = self.buffers.remove(&head).unwrap();
-            let header = Header::from_bytes(&self.bench.read(address, Header::SIZE).try_into().unwrap());
+            let header =
+                Header::from_bytes(&self.bench.driver.read(address, Header::SIZE).try_into().unwrap());
             assert_eq!(len as usize, Header::SIZE + header.len as usize);
             assert_eq!(header.dst_cid, GUEST_CID);
-            self.packets.push_back((header, self.bench.read(address + 64, header.len as usize)));
+            self.packets.push_back((header, self.bench.driver.read(address + 64, header.len as usize)));
             self.kept.push(address);
         }
         if self.refills {
             self.refill();
         }
-        while self.bench.rings[TRANSMIT].completed().is_some() {}
+        while self.bench.driver.rings[TRANSMIT].completed().is_some() {}
     }
 
     /// The next packet to the guest.
@@ -123,9 +124,9 @@ impl Guest {
 
     /// One descriptor for header and payload, like Linux since 6.2.
     pub(super) fn try_send(&mut self, header: Header, payload: &[u8]) -> Result<(), DeviceError> {
-        let address = OUT + u64::from(self.bench.rings[TRANSMIT].available_index() % 64) * 0x2_0000;
-        self.bench.write(address, &header.to_bytes());
-        self.bench.write(address + Header::SIZE as u64, payload);
+        let address = OUT + u64::from(self.bench.driver.rings[TRANSMIT].available_index() % 64) * 0x2_0000;
+        self.bench.driver.write(address, &header.to_bytes());
+        self.bench.driver.write(address + Header::SIZE as u64, payload);
         let chain = [(address, (Header::SIZE + payload.len()) as u32, false)];
         self.bench.offer(TRANSMIT, &chain)?.unwrap();
         self.take();

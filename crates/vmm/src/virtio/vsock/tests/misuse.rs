@@ -106,6 +106,7 @@ fn what_breaks_the_ring_needs_a_reset() {
         &[(OUT, 44, false), (OUT, 44, true)],
         &[(u64::MAX - 10, 44, false)],
         &[(OUT, u32::MAX, false)],
+        &[(OUT, 44, false), (OUT + 300, 0, false)],
     ];
     for chain in chains {
         let (_host, mut guest, _peer, _stream) = connected();
@@ -114,7 +115,7 @@ fn what_breaks_the_ring_needs_a_reset() {
     for chain in [&[(OUT, 43, true)], &[(OUT, 44, false)], &[(u64::MAX - 10, 44, true)]] {
         let (host, port) = Host::new();
         let mut bench = Bench::new(Vsock::new(vec![port]).unwrap(), FEATURES);
-        bench.rings[RECEIVE].offer(chain).unwrap();
+        bench.driver.rings[RECEIVE].offer(chain).unwrap();
         let _peer = host.connect();
         assert!(bench.activate().is_err(), "{chain:?}");
     }
@@ -124,11 +125,11 @@ fn what_breaks_the_ring_needs_a_reset() {
 fn a_payload_in_many_pieces() {
     let (_host, mut guest, mut peer, stream) = connected();
     let header = stream.header(Operation::Data, 0, 10).to_bytes();
-    guest.bench.write(OUT, &header[..20]);
-    guest.bench.write(OUT + 100, &header[20..]);
-    guest.bench.write(OUT + 124, b"0123");
-    guest.bench.write(OUT + 200, b"456789 and more that is not said to be there");
-    let chain = [(OUT, 20, false), (OUT + 300, 0, false), (OUT + 100, 28, false), (OUT + 200, 40, false)];
+    guest.bench.driver.write(OUT, &header[..20]);
+    guest.bench.driver.write(OUT + 100, &header[20..]);
+    guest.bench.driver.write(OUT + 124, b"0123");
+    guest.bench.driver.write(OUT + 200, b"456789 and more that is not said to be there");
+    let chain = [(OUT, 20, false), (OUT + 100, 28, false), (OUT + 200, 40, false)];
     guest.bench.offer(TRANSMIT, &chain).unwrap().unwrap();
     assert_eq!(read_exactly(&mut guest, &mut peer, 10), b"0123456789");
 }
@@ -189,26 +190,26 @@ proptest! {
                         ..Stream::new(FIRST_PORT + u32::from(port % 16)).header(Operation::Data, 0, 0)
                     };
                     let address = OUT;
-                    guest.bench.write(address, &header.to_bytes());
+                    guest.bench.driver.write(address, &header.to_bytes());
                     guest.bench.offer(TRANSMIT, &[(address, 44 + u32::from(payload), false)]).map(drop)
                 }
                 Deed::Chain { queue, chain } => guest.bench.offer(queue, &chain).map(drop),
                 Deed::Descriptor { queue, index, bytes } => {
                     let size = [256, 256, 16][queue];
-                    let address = guest.bench.rings[queue].descriptor(index % size);
-                    guest.bench.write(address, &bytes);
+                    let address = guest.bench.driver.rings[queue].descriptor(index % size);
+                    guest.bench.driver.write(address, &bytes);
                     Ok(())
                 }
                 Deed::Head { queue, head } => {
-                    guest.bench.rings[queue].publish(head);
-                    guest.bench.device.notified(queue, &mut guest.bench.vrings)
+                    guest.bench.driver.rings[queue].publish(head);
+                    guest.bench.device.notified(queue, &mut guest.bench.driver.vrings)
                 }
                 Deed::Take => {
-                    while guest.bench.rings[TRANSMIT].completed().is_some() {}
+                    while guest.bench.driver.rings[TRANSMIT].completed().is_some() {}
                     for _ in 0..64 {
-                        guest.bench.rings[RECEIVE].offer(&[(BUFFERS, 44, true), (BUFFERS + 64, 4096, true)]);
+                        guest.bench.driver.rings[RECEIVE].offer(&[(BUFFERS, 44, true), (BUFFERS + 64, 4096, true)]);
                     }
-                    guest.bench.device.notified(RECEIVE, &mut guest.bench.vrings)
+                    guest.bench.device.notified(RECEIVE, &mut guest.bench.driver.vrings)
                 }
                 Deed::Connect => {
                     if peers.len() < 100 {

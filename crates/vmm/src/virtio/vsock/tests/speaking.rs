@@ -78,11 +78,11 @@ fn makes_only_the_system_calls_of_a_device_thread() {
 fn interrupts_when_there_is_something() {
     let (host, port) = Host::new();
     let mut guest = Guest::new(vec![port]);
-    guest.bench.interrupts();
+    guest.bench.driver.interrupt_count();
     let _peer = host.connect();
     guest.listen();
-    assert!(guest.bench.interrupts() > 0);
-    assert_eq!(guest.bench.vrings.interrupt.status(), 1);
+    assert!(guest.bench.driver.interrupt_count() > 0);
+    assert_eq!(guest.bench.driver.vrings.interrupt.status(), 1);
 }
 
 #[test]

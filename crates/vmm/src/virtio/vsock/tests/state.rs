@@ -30,10 +30,10 @@ fn a_restored_guest_forgets_its_connections_first() {
     let _peer = host.connect();
     // The guest is told, and asked for no connection before it has reacted.
     restored.expect_nothing();
-    let (head, len) = restored.bench.rings[EVENT].completed().expect("an event");
+    let (head, len) = restored.bench.driver.rings[EVENT].completed().expect("an event");
     assert_eq!(len, 4);
-    assert!(restored.bench.rings[EVENT].completed().is_none());
-    assert_eq!(restored.bench.read(BUFFERS - 64 + 8 * u64::from(15 - head), 4), [0; 4]);
+    assert!(restored.bench.driver.rings[EVENT].completed().is_none());
+    assert_eq!(restored.bench.driver.read(BUFFERS - 64 + 8 * u64::from(15 - head), 4), [0; 4]);
     // What it still sends for an old connection is reset.
     restored.send(stream.header(Operation::Data, 0, 1), b"x");
     assert_eq!(restored.expect(Operation::Reset).0.src_port, stream.port);
@@ -42,7 +42,7 @@ fn a_restored_guest_forgets_its_connections_first() {
     restored.bench.offer(EVENT, &[(BUFFERS - 64, 4, true)]).unwrap().unwrap();
     let new = restored.listen();
     assert_ne!(new.port, stream.port);
-    assert!(restored.bench.rings[EVENT].completed().is_none());
+    assert!(restored.bench.driver.rings[EVENT].completed().is_none());
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn a_restored_guest_is_told_when_it_has_room_to_be() {
     let _peer = host.connect();
     bench.settle();
     bench.offer(EVENT, &[(BUFFERS, 4, true)]).unwrap().unwrap();
-    assert!(bench.rings[EVENT].completed().is_some());
+    assert!(bench.driver.rings[EVENT].completed().is_some());
     bench.offer(EVENT, &[(BUFFERS, 4, true)]).unwrap().unwrap();
     bench.settle();
     assert_eq!(bench.device.connections.len(), 1);

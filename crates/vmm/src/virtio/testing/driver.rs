@@ -1,19 +1,19 @@
-//! A driver for the tests of devices that answer each request before they take the next: requests
-//! well-formed and malformed, in memory with a hole.
+//! A driver: its queues, and requests that a device answers each before it takes the next.
 
 use std::sync::Arc;
 
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::testing::Ring;
-use super::{DeviceError, Interrupt, VirtioDevice, Vrings};
+use super::Ring;
 use crate::GuestMemory;
+use crate::virtio::{DeviceError, Interrupt, VirtioDevice, Vrings};
 
-/// The memory: one megabyte, a hole of as much, one megabyte more.
+/// The memory, if none is given: one megabyte, a hole of as much, one megabyte more.
 pub const MIB: u64 = 1 << 20;
-pub const MEMORY: [(GuestAddress, usize); 2] =
+const MEMORY: [(GuestAddress, usize); 2] =
     [(GuestAddress(0), MIB as usize), (GuestAddress(2 * MIB), MIB as usize)];
 /// Rings lie below this address, and nothing else.
 pub const DATA: u64 = 0x8_0000;
@@ -25,31 +25,38 @@ pub type Buffer = (u64, u32, bool);
 pub struct Driver {
     pub vrings: Vrings,
     pub rings: Vec<Ring>,
+    line: Arc<EventFd>,
 }
 
 impl Driver {
-    /// Speaks all features but `without`, and activates the device.
-    pub fn start(device: &mut dyn VirtioDevice, without: u64) -> Self {
-        Self::start_on(GuestMemory::from_ranges(&MEMORY).unwrap(), device, without)
-    }
-
-    pub fn start_on(memory: GuestMemory, device: &mut dyn VirtioDevice, without: u64) -> Self {
-        use virtio_queue::QueueT;
-        let features = device.features() & !without;
-        let rings: Vec<_> = (0..)
-            .zip(device.queue_sizes())
-            .map(|(index, &size)| Ring::new(&memory, index * RING, size))
-            .collect();
+    /// Sets queues up for these features.
+    pub fn new(memory: GuestMemory, queue_sizes: &[u16], features: u64) -> Self {
+        let rings: Vec<_> =
+            (0..).zip(queue_sizes).map(|(index, &size)| Ring::new(&memory, index * RING, size)).collect();
         let queues = rings.iter().map(|ring| {
             let mut queue = ring.queue();
             queue.set_event_idx(features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
             queue
         });
         let queues = queues.collect();
-        let interrupt = Interrupt::new(Arc::new(EventFd::new(0).unwrap()));
-        let mut vrings = Vrings { memory, queues, interrupt, features };
-        device.activate(&mut vrings).unwrap();
-        Self { vrings, rings }
+        let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        let vrings = Vrings { memory, queues, interrupt: Interrupt::new(line.clone()), features };
+        Self { vrings, rings, line }
+    }
+
+    /// Speaks all features but `without`, and activates the device.
+    pub fn start(device: &mut dyn VirtioDevice, without: u64) -> Self {
+        Self::start_on(GuestMemory::from_ranges(&MEMORY).unwrap(), device, without)
+    }
+
+    pub fn start_on(memory: GuestMemory, device: &mut dyn VirtioDevice, without: u64) -> Self {
+        let mut driver = Self::new(memory, device.queue_sizes(), device.features() & !without);
+        device.activate(&mut driver.vrings).unwrap();
+        driver
+    }
+
+    pub fn event_idx(&self) -> bool {
+        self.vrings.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0
     }
 
     /// Makes a chain of these buffers available: its head.
@@ -92,5 +99,10 @@ impl Driver {
         let status = self.vrings.interrupt.status();
         self.vrings.interrupt.acknowledge(status);
         (status & 1 != 0, status & 2 != 0)
+    }
+
+    /// How often the guest was interrupted since the last call.
+    pub fn interrupt_count(&self) -> u64 {
+        self.line.read().unwrap_or(0)
     }
 }
