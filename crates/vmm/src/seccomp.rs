@@ -28,3 +28,7 @@ pub fn filter(kind: ThreadKind) -> Result<(), seccompiler::Error> {
         ThreadKind::Vcpu => &VCPU,
     })
 }
+
+#[cfg(test)]
+#[path = "seccomp_tests.rs"]
+mod tests;

@@ -1,9 +1,15 @@
 //! Filtered threads, and what happens to them when they are made to do something else: the process is
 //! ended by SIGSYS. Each attempt is a process of its own, this test program started again.
+//! (`src/seccomp_tests.rs` does the same with the monitor's own threads.)
 
+mod common;
+
+use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 
+use common::{Console, Monitor, guest, probe};
+use model::microvm::{Attached, Disk, NetworkInterface, Request, Vsock, VsockPort};
 use vmm::seccomp::{ThreadKind, filter};
 
 const KIND: &str = "SECCOMP_TEST_KIND";
@@ -99,4 +105,53 @@ fn what_is_allowed_is_possible() {
         assert_eq!(end_of(kind, "nothing").code(), Some(0), "{kind:?}");
     }
     assert_eq!(end_of(ThreadKind::Main, "thread").code(), Some(0));
+}
+
+/// Of a thread: its name, whether it is filtered (`Seccomp`: 2), by how many filters, and whether it
+/// can gain privileges (`proc_pid_status(5)`).
+fn thread_states(pid: u32) -> Vec<[String; 4]> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let mut states: Vec<_> = tasks
+        .map(|task| {
+            let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+            ["Name", "Seccomp", "Seccomp_filters", "NoNewPrivs"].map(|key| {
+                let value = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(":\t"));
+                value.unwrap_or_else(|| panic!("no {key}: {status}")).to_owned()
+            })
+        })
+        .collect();
+    states.sort();
+    states
+}
+
+#[test]
+#[ignore = "needs KVM that runs Linux: make test-microvm"]
+fn every_thread_of_a_running_monitor_is_filtered() {
+    let mut monitor = Monitor::start();
+    let directory = tempfile::tempdir().unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(directory.path().join("1024")).unwrap();
+    let disk = tempfile::tempfile().unwrap();
+    disk.set_len(1 << 20).unwrap();
+    let mut config = probe("echo running; while true; do sleep 1; done");
+    config.vcpus = 2;
+    config.devices.disks = vec![
+        Disk { parts: vec![Attached(3)], read_only: true, rate_limit: None },
+        Disk { parts: vec![], read_only: false, rate_limit: None },
+    ];
+    let (mac, limit) = ([2, 0, 0, 0, 0, 1], None);
+    config.devices.network =
+        Some(NetworkInterface { tap: None, mac, mtu: None, transmit_limit: limit, receive_limit: limit });
+    config.devices.vsock = Some(Vsock { ports: vec![VsockPort { listener: Attached(4), port: 1024 }] });
+    let console = Console::new();
+    let files: [&dyn AsFd; 5] = [&guest("vmlinuz"), &guest("probe.cpio"), &console, &disk, &listener];
+    let thread = |name: &str, filters: &str| [name, "2", filters, "1"].map(String::from);
+    let mut expected = vec![thread("coracle-vmm", "1")];
+    // It answers, so it has begun.
+    monitor.must_refuse(&Request::Describe, &[]);
+    assert_eq!(thread_states(monitor.pid()), expected);
+    monitor.must(&Request::Boot(Box::new(config)), &files);
+    console.wait_for("running");
+    // Each of their own filter and the main thread's: a disk each, all other devices, two processors.
+    expected.extend(["device", "device", "device", "vcpu", "vcpu"].map(|name| thread(name, "2")));
+    assert_eq!(thread_states(monitor.pid()), expected, "{}", monitor.errors());
 }
