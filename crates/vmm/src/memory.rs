@@ -176,10 +176,13 @@ mod tests {
     }
 
     #[test]
-    fn a_truncated_memory_file_is_refused() {
+    fn a_memory_file_of_another_size_is_refused() {
         let file = tempfile::tempfile().unwrap();
-        file.set_len((32 << 20) - 1).unwrap();
-        let error = private_copy(32, file.into()).unwrap_err();
-        assert!(matches!(error, MemoryError::FileSize { .. }), "{error}");
+        for size in [0, 4096, (32 << 20) - 1, (32 << 20) + 1, 64 << 20] {
+            file.set_len(size).unwrap();
+            let error = private_copy(32, file.try_clone().unwrap().into()).unwrap_err();
+            let MemoryError::FileSize { expected, actual } = error else { panic!("{error}") };
+            assert_eq!((expected, actual), (32 << 20, size));
+        }
     }
 }

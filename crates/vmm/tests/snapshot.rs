@@ -152,17 +152,32 @@ fn a_snapshot_that_does_not_fit_is_refused_and_says_why() {
     let text = refused(&disk(b"", 100), &written.memory, restore_config());
     assert!(text.contains("not a snapshot"), "{text}");
 
-    // Another processor: the document changed and its checksum made to hold.
+    // The document changed, and its checksum made to hold.
     let document = String::from_utf8(bytes[24..].to_vec()).unwrap();
-    let other_host = document.replacen("AuthenticAMD", "GenuineIntel", 1);
-    let mut moved = bytes[..24].to_vec();
-    moved[12..16].copy_from_slice(&crc32fast::hash(other_host.as_bytes()).to_le_bytes());
-    moved.extend(other_host.into_bytes());
-    let text = refused(&with_state(&moved), &written.memory, restore_config());
-    assert!(text.contains("another processor"), "{text}");
+    let rewritten = |from: &str, to: &str| {
+        let document = document.replacen(from, to, 1);
+        let mut bytes = bytes[..24].to_vec();
+        bytes[12..16].copy_from_slice(&crc32fast::hash(document.as_bytes()).to_le_bytes());
+        bytes[16..24].copy_from_slice(&(document.len() as u64).to_le_bytes());
+        bytes.extend(document.into_bytes());
+        with_state(&bytes)
+    };
+    for (from, to, why) in [
+        ("AuthenticAMD", "GenuineIntel", "another processor"),
+        ("\"family\":", "\"family\":1", "another processor"),
+        ("\"memory_mib\":256", "\"memory_mib\":512", "but the machine has 536870912"),
+        ("\"memory_mib\":256", "\"memory_mib\":0", "not 0"),
+        ("\"memory_mib\":256", "\"memory\":256", "not understood"),
+        ("\"devices\":[", "\"devices\":[7,", "not understood"),
+    ] {
+        let text = refused(&rewritten(from, to), &written.memory, restore_config());
+        assert!(text.contains(why), "{to}: {text}");
+    }
 
-    let text = refused(&written.state, &disk(b"", 255 << 20), restore_config());
-    assert!(text.contains("memory file holds"), "{text}");
+    for size in [0, 4096, (100 << 20) + 5, (256 << 20) - 1, (256 << 20) + 1, 512 << 20] {
+        let text = refused(&written.state, &disk(b"", size), restore_config());
+        assert!(text.contains(&format!("memory file holds {size} bytes")), "{text}");
+    }
     let config = RestoreConfig { devices: Devices::default(), ..restore_config() };
     let text = refused(&written.state, &written.memory, config);
     assert!(text.contains("devices"), "{text}");

@@ -456,11 +456,13 @@ impl Transport {
         if ours != theirs {
             return Err(RestoreError::Queues { ours, theirs });
         }
+        // The device first: what it offers may follow from its state, and it knows better what does
+        // not fit.
+        self.device.restore(device)?;
         let lacking = state.driver_features & !self.features();
         if lacking != 0 && state.status & FEATURES_OK != 0 {
             return Err(RestoreError::Features(lacking));
         }
-        self.device.restore(device)?;
         for (queue, saved) in self.vrings.queues.iter_mut().zip(&state.queues) {
             *queue = Queue::try_from(virtio_queue::QueueState {
                 max_size: queue.max_size(),

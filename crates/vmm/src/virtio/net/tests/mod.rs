@@ -1,4 +1,5 @@
 mod frames;
 mod guest;
 mod misuse;
+mod restore;
 mod wire;
