@@ -192,3 +192,7 @@ fn serve_available(
         }
     }
 }
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;
