@@ -4,6 +4,7 @@ SHELL := /bin/bash
 TARGET ?= x86_64-unknown-linux-gnu
 # Where cargo builds.
 OUT := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+FUZZ_TIME ?= 60
 # The supervisor is static: it is also the init inside containers that ask for one, whatever libraries
 # they have. `coracle` carries it inside.
 # The microVM monitor and its jailer are static as they run where there are no files at all.
@@ -15,7 +16,7 @@ EMBED_DEV := $(call embed,supervisor-dev)
 STATIC := CARGO_ENCODED_RUSTFLAGS="-Ctarget-feature=+crt-static"
 PYTHON := $(CURDIR)/.venv/bin/python
 
-.PHONY: help setup build release programs programs-dev test lint unit e2e test-v2 test-microvm demo bench clean
+.PHONY: help setup build release programs programs-dev test lint unit e2e test-v2 test-microvm fuzz demo bench clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +61,14 @@ test-microvm: build ## tests of microVMs on real KVM, in an emulated host
 	/usr/bin/python3 emulated-host/machine.py --cache $(OUT)/emulated-host --kvm --coracle $(OUT)/debug/coracle $$tests \
 	  --file $(SUPERVISOR_DEV)=/guest/supervisor \
 	  $$(cd $(OUT)/$(TARGET)/supervisor-dev && for name in coracle-vmm coracle-jailer; do [ ! -e $$name ] || echo --file $$PWD/$$name=/bin/$$name; done)
+
+# What is found goes to a directory of its own: the corpus that is kept is to stay small.
+fuzz: ## fuzz the microVM monitor, FUZZ_TIME seconds for each target (needs nightly Rust and cargo-fuzz)
+	@cd crates/vmm/fuzz && for target in $$(cargo fuzz list); do \
+	  mkdir -p $(OUT)/fuzz/$$target && \
+	  cargo +nightly fuzz run --target-dir $(OUT)/fuzz/build $$target $(OUT)/fuzz/$$target corpus/$$target -- \
+	    -max_total_time=$(FUZZ_TIME) -max_len=1024 -len_control=0 -timeout=20 || exit; \
+	done
 
 test: setup lint unit e2e test-v2 test-microvm ## everything that CI runs
 

@@ -21,6 +21,8 @@ fn main() {
     let source = "seccomp/monitor.json";
     println!("cargo:rerun-if-changed={source}");
     println!("cargo:rerun-if-changed=build.rs");
+    // Set by cargo-fuzz.
+    println!("cargo:rustc-check-cfg=cfg(fuzzing)");
     let text = std::fs::read_to_string(source).expect("seccomp/monitor.json is in the repository");
     let lists: Value = serde_json::from_str(&text).expect("seccomp/monitor.json is JSON");
     let arch: TargetArch = std::env::var("CARGO_CFG_TARGET_ARCH")
