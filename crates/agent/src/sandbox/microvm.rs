@@ -187,6 +187,7 @@ pub async fn start(
         new_identity: true,
     }));
     monitor.ask(&request, &files).await?;
+    tracing::debug!(dir = %dir.display(), "restored a microVM");
     await_supervisor(dir).await
 }
 

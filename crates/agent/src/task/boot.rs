@@ -92,7 +92,9 @@ impl TaskDriver {
                 }
             })
             .await?;
+        self.stage("has a sandbox");
         let waiting = self.attach(slot).await?;
+        self.stage("is on the network");
         self.report.advance(TaskStatus::Pending, self.now());
         if early.is_none() {
             self.publish().await;
@@ -110,6 +112,7 @@ impl TaskDriver {
             self.report.image(&container.name, image.manifest_digest.to_string());
             self.host.images.lease(image, self.report.task().as_str()).map_err(|e| failed(chain(&e)))?;
         }
+        self.stage("has its images");
         let (mut connection, sandbox) = match waiting {
             Waiting::Supervisor(connection) => (connection, self.sandbox_spec(&images)?),
             Waiting::Monitor { monitor, tap } => {
@@ -121,7 +124,13 @@ impl TaskDriver {
             .send(&ToSupervisor::Run { spec: Box::new(sandbox) })
             .await
             .map_err(|error| failed(chain(&error)))?;
+        self.stage("is told to its supervisor");
         Ok(connection)
+    }
+
+    /// For the log of who wants to know what a start is spent on.
+    fn stage(&self, reached: &'static str) {
+        tracing::debug!(task = %self.entry.assignment.task, "the task {reached}");
     }
 
     /// Has the monitor run a machine with the task's disks and interface.
@@ -151,11 +160,13 @@ impl TaskDriver {
         }
         let size = Size::of(assignment.spec.cpu_units, assignment.spec.memory_mib);
         let template = self.unless_stopped(templates.get(size)).await?.map_err(|e| initialization(&e))?;
+        self.stage("has its disks and a template");
         let (mac, scratch) = (assignment.eni.mac.0, slot.scratch.clone());
         let devices = TaskDevices { layers: disk, scratch, tap, mac };
         let starting = microvm::start(&slot.dir, &mut monitor, &template, devices);
         match self.unless_stopped(starting).await? {
             Ok(connection) => {
+                self.stage("has a machine with an idle supervisor");
                 // Not before: a fraction of a processor is for the task's work, and nothing of the task
                 // has run in the machine yet.
                 let (cgroup, pid) = (host.cgroups.open_task(&assignment.task), slot.process.pid);
