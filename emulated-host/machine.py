@@ -5,19 +5,25 @@
         the tests of pure cgroup v2
     machine.py --cache DIR --kvm [--coracle FILE] [--test-binary FILE ...] [--file HOST=GUEST ...]
         the tests of microVMs, on a host with KVM
+    machine.py --cache DIR --kvm --coracle FILE --serve PYTEST-ARGUMENTS...
+        the end-to-end tests outside, against a server inside that gives each task a microVM
     machine.py --cache DIR [--kvm] --run COMMAND [--file HOST=GUEST ...]
         a command; its exit code is this program's
 """
 
 import argparse
+import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 
 import guest_kernel
 import packages
@@ -27,6 +33,7 @@ MODULES = [
     "virtio_pci", "virtio_blk", "loop", "overlay", "veth", "tun", "nf_tables", "nf_conntrack", "nf_nat",
     "nft_ct", "nft_nat", "nft_masq", "nft_chain_nat", "nft_reject_inet", "nft_reject_ipv4", "nft_fib_inet",
     "nft_fib_ipv4", "nft_limit", "nft_log", "nft_hash", "nft_numgen", "nft_objref", "nft_redir",
+    "virtio_net",
 ]
 # AMD-V, which QEMU can emulate, without what it cannot and would warn of.
 KVM_PROCESSOR = "EPYC,+svm," + ",".join("-" + feature for feature in (
@@ -149,7 +156,13 @@ def root_tree(root, kernel, arguments):
     host.path("/on-disk").touch()
     for name in ("init", "lib.sh"):
         os.chmod(host.copy(HERE / "guest" / name, f"/{name}"), 0o755)
-    if arguments.run:
+    if arguments.serve is not None:
+        # Here, as decompressing it takes half a minute there.
+        packages.run(arguments.coracle, "--state-dir", str(host.root / "state/coracle"), "kernel", "install",
+                     str(host.root / "guest/kernel.deb"))
+        host.path("/serve.port").write_text(f"{arguments.port}\n")
+        host.copy(HERE / "guest/serve", "/main")
+    elif arguments.run:
         main = "#!/bin/busybox sh\ncd /root\n" + arguments.run + "\necho \"EXIT CODE: $?\"\n"
         host.path("/main").write_text(main)
     else:
@@ -158,7 +171,8 @@ def root_tree(root, kernel, arguments):
 
 
 def boot(kernel, initramfs, disk, results, arguments):
-    """Boots the machine, prints its console, and returns what its last lines said."""
+    """Boots the machine, prints its console, and returns what its last lines said. `--serve`: runs the
+    tests outside when the server inside is ready, and then ends it."""
     processor = KVM_PROCESSOR if arguments.kvm else "max"
     command = [
         "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-M", "q35", "-cpu", processor, "-smp", "2",
@@ -166,20 +180,55 @@ def boot(kernel, initramfs, disk, results, arguments):
         "-kernel", str(kernel.vmlinuz), "-initrd", str(initramfs),
         "-drive", f"file={disk},format=raw,if=virtio,cache=unsafe",
         "-drive", f"file={results},format=raw,if=virtio,cache=unsafe",
+        *network(arguments),
         "-append", "console=ttyS0 quiet panic=-1 cgroup_no_v1=all " + arguments.append,
     ]
     machine = subprocess.Popen(["timeout", "--kill-after=5", str(arguments.limit), *command],
                                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace")
-    counts, code = None, None
+    counts, code, tests = None, None, None
     for line in machine.stdout:
         print(f"  | {line.rstrip()}", flush=True)
         found = re.match(r"RESULT: (\d+) passed, (\d+) failed", line)
         counts = (int(found[1]), int(found[2])) if found else counts
         found = re.match(r"EXIT CODE: (\d+)", line)
         code = int(found[1]) if found else code
+        if line.startswith("SETTINGS: "):
+            tests = threading.Thread(target=serve, args=(json.loads(line.removeprefix("SETTINGS: ")), arguments))
+            tests.start()
+    if tests:
+        tests.join()
     if machine.wait() == 124:
         print(f"the emulated host was stopped after {arguments.limit} s", flush=True)
     return counts, code
+
+
+def network(arguments):
+    """A network card with two ports of ours forwarded to the machine: the server's, and the one that ends it."""
+    if arguments.serve is None:
+        return []
+    forwarded = "".join(f",hostfwd=tcp:127.0.0.1:{port}-:{port}" for port in (arguments.port, arguments.port + 1))
+    return ["-netdev", f"user,id=outside{forwarded}", "-device", "virtio-net-pci,netdev=outside"]
+
+
+def serve(settings, arguments):
+    """Runs pytest against the server inside the machine, whose settings these are, and ends the server."""
+    environment = os.environ | {"CORACLE_E2E_REMOTE": json.dumps(settings)}
+    command = [*shlex.split(arguments.pytest), *arguments.serve]
+    arguments.tests_passed = subprocess.run(command, env=environment).returncode == 0
+    socket.create_connection(("127.0.0.1", arguments.port + 1), timeout=30).close()
+
+
+def free_ports():
+    """Two ports in a row that nobody listens on."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = first.getsockname()[1]
+            try:
+                second.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port
 
 
 def bring_out(results, directory):
@@ -200,11 +249,14 @@ def arguments_of(command_line):
     parser.add_argument("--test-binary", action="append", default=[], help="run in it, with --ignored on KVM")
     parser.add_argument("--file", action="append", default=[], metavar="HOST=GUEST", help="put into it")
     parser.add_argument("--run", metavar="COMMAND", help="a shell command to run there instead of the tests")
+    parser.add_argument("--pytest", default="python3 -m pytest", metavar="COMMAND", help="the pytest of --serve")
+    parser.add_argument("--serve", nargs=argparse.REMAINDER, help="arguments for pytest, outside")
     parser.add_argument("--results", type=pathlib.Path, help="where what it leaves in /results is put")
     parser.add_argument("--limit", type=int, default=420, metavar="SECONDS", help="when it is stopped")
     parser.add_argument("--memory", default=None, help="of the machine, as QEMU writes it")
     parser.add_argument("--append", default="", help="to the host kernel's command line")
     arguments = parser.parse_args(command_line)
+    arguments.port, arguments.tests_passed = free_ports(), True
     arguments.memory = arguments.memory or ("4G" if arguments.kvm else "3G")
     if not (arguments.kvm or arguments.coracle or arguments.run):
         parser.error("the tests of cgroup v2 need --coracle")
@@ -234,7 +286,7 @@ def main(command_line=None):
         raise SystemExit("the emulated host did not come to the end of its tests")
     passed, failed = counts
     print(f"emulated host: {passed} passed, {failed} failed")
-    return 1 if failed or not passed else 0
+    return 1 if failed or not passed or not arguments.tests_passed else 0
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import oci_image
 import pytest
-from server import Server, leaks, until
+from server import REMOTE, RemoteServer, Server, leaks, until
 from tasks import IDLE, Tasks
 
 
@@ -20,6 +20,9 @@ def pytest_runtest_makereport(item, call):
 
 @pytest.fixture(scope="session")
 def server():
+    if REMOTE:
+        yield RemoteServer()
+        return
     running = Server(ephemeral=True)
     try:
         running.start()

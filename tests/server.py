@@ -13,10 +13,17 @@ import tempfile
 import time
 
 import boto3
+import pytest
 from botocore.config import Config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CORACLE = os.environ.get("CORACLE") or str(ROOT / "target/debug/coracle")
+
+# The settings of a server on another host, as `coracle env --output json` says them there, for tests against it
+# (emulated-host/machine.py --serve).
+REMOTE = json.loads(os.environ.get("CORACLE_E2E_REMOTE", "null"))
+# How many times longer things may take: there, every instruction is emulated.
+PATIENCE = 6 if REMOTE else 1
 
 
 def free_port():
@@ -35,6 +42,7 @@ def clean_environment(**more):
 
 def until(condition, what, timeout=30.0, pause=0.03):
     """Waits until `condition()` is true and returns its value. `what` may be callable."""
+    timeout *= PATIENCE
     deadline = time.monotonic() + timeout
     while True:
         value = condition()
@@ -49,6 +57,8 @@ class Server:
     """One `coracle up`. It can be stopped, killed and started again on the same state."""
 
     def __init__(self, *, ephemeral=False, state_dir=None, arguments=(), environment=None):
+        if REMOTE:
+            pytest.skip("needs a server of its own")
         self.base = pathlib.Path(tempfile.mkdtemp(prefix="coracle-e2e-"))
         self.state_dir = pathlib.Path(state_dir or self.base / "state")
         self.log = self.base / "server.log"
@@ -147,6 +157,25 @@ class Server:
                 self.process.kill()
         # Processes and mounts below it would make this fail; the leak checker tells of them.
         shutil.rmtree(self.base, ignore_errors=True)
+
+
+class RemoteServer(Server):
+    """A server on another host, which others start and stop. What can only be seen there is not tested."""
+
+    def __init__(self):
+        self.settings = REMOTE
+        self.port = int(self.registry.rpartition(":")[2])
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.clients = {}
+
+    @property
+    def state_dir(self):
+        pytest.skip("looks at the server's own host")
+
+    process = log = base = state_dir
+
+    def tail(self, lines=60):
+        return "--- the server's log is on its host"
 
 
 def instance_of(state_dir):

@@ -6,12 +6,14 @@ import os
 from dataclasses import dataclass
 
 import oci_image
-from server import until
+from server import REMOTE, until
 
 GROUP = "/tests"
 ROLE = "arn:aws:iam::000000000000:role/execution"
 # Runs until it is stopped; a first process without a handler for SIGTERM would be waited for.
 IDLE = "trap 'exit 7' TERM; sleep 1000 & wait"
+# A quarter of an emulated processor would have tests wait for what they do not test.
+CPU, MEMORY = ("1024", "2048") if REMOTE else ("256", "512")
 _numbers = itertools.count(1)
 
 
@@ -81,7 +83,7 @@ class Tasks:
             made["logConfiguration"] = {"logDriver": "awslogs", "options": options}
         return made | more
 
-    def register(self, *containers, family=None, cpu="256", memory="512", **more):
+    def register(self, *containers, family=None, cpu=CPU, memory=MEMORY, **more):
         definition = self.ecs.register_task_definition(
             family=family or unique("family"),
             requiresCompatibilities=["FARGATE"],
