@@ -53,6 +53,10 @@ pub enum Request {
     Snapshot {
         state: Attached,
         memory: Attached,
+        /// The monitor's `/proc/PID/pagemap`: what the guest never touched is then not read, which
+        /// most of a machine's memory is that has just booted.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pages: Option<Attached>,
     },
     /// Ask the guest for this much of its memory back, in MiB.
     Balloon {

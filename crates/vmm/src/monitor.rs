@@ -14,6 +14,7 @@ use crate::ending::Ending;
 use crate::files::Files;
 use crate::log;
 use crate::machine::Machine;
+use crate::snapshot::pages::PageMap;
 use crate::snapshot::{restore, save};
 
 const NO_MACHINE: &str = "there is no machine yet";
@@ -101,13 +102,15 @@ impl Monitor {
             }
             Request::Pause => self.machine()?.pause(),
             Request::Resume => self.machine()?.resume(),
-            Request::Snapshot { state, memory } => {
+            Request::Snapshot { state, memory, pages } => {
                 let machine = self.machine.as_ref().ok_or(NO_MACHINE)?;
                 if !machine.is_paused() {
                     return Err("only a paused machine can be written down".into());
                 }
                 let mut take = |file| files.take(file).map_err(|error| error.to_string());
-                save::save(&self.host, machine, take(state)?, take(memory)?)
+                let (state, memory) = (take(state)?, take(memory)?);
+                let pages = pages.map(take).transpose()?.map(PageMap::new);
+                save::save(&self.host, machine, state, memory, pages.as_ref())
                     .map_err(|error| log::chain(&error))?;
             }
             Request::Balloon { target_mib } => self.machine()?.set_balloon(target_mib),

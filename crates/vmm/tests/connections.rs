@@ -233,7 +233,7 @@ fn a_restored_machine_is_connected_anew() {
     old.read_exact(&mut bytes).unwrap();
     let (state, memory) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
     template.must(&Request::Pause, &[]);
-    template.must(&Request::Snapshot { state: Attached(0), memory: Attached(1) }, &[&state, &memory]);
+    template.write_down(&state, &memory);
     // For the machine itself nothing has changed.
     template.must(&Request::Resume, &[]);
     old.write_all(b"y").unwrap();

@@ -49,12 +49,12 @@ fn snapshot(vcpus: u8, end: impl FnOnce(&mut Monitor, &Console)) -> Written {
     monitor.must(&Request::Boot(Box::new(config)), &files);
     console.wait_for("count 3 on first 2048");
     let (state, memory) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-    let request = Request::Snapshot { state: Attached(0), memory: Attached(1) };
-    let refused = monitor.must_refuse(&request, &[&state, &memory]);
+    let (request, pages) = monitor.snapshot();
+    let refused = monitor.must_refuse(&request, &[&state, &memory, &pages]);
     assert!(refused.contains("paused"), "{refused}");
     monitor.must(&Request::Pause, &[]);
     let count = counted(&console.text());
-    monitor.must(&request, &[&state, &memory]);
+    monitor.write_down(&state, &memory);
     end(&mut monitor, &console);
     Written { state, memory, count }
 }
@@ -116,7 +116,7 @@ fn a_restored_machine_is_written_down_again() {
     monitor.must(&Request::Pause, &[]);
     let count = counted(&console.text());
     let (state, memory) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-    monitor.must(&Request::Snapshot { state: Attached(0), memory: Attached(1) }, &[&state, &memory]);
+    monitor.write_down(&state, &memory);
     let mut again = Monitor::start();
     let console = Console::new();
     let files: [&dyn AsFd; 4] = [&state, &memory, &console, &same];

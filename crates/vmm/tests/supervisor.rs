@@ -343,8 +343,7 @@ fn tasks_run_in_copies_of_a_template() {
     let template = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
     let mut machine = Machine::boot(&Backing::none());
     machine.monitor.must(&Request::Pause, &[]);
-    let request = Request::Snapshot { state: Attached(0), memory: Attached(1) };
-    machine.monitor.must(&request, &[&template.0, &template.1]);
+    machine.monitor.write_down(&template.0, &template.1);
     machine.monitor.must(&Request::Stop, &[]);
     drop(machine);
 

@@ -208,10 +208,10 @@ mod tests {
         let other = std::fs::File::open("/dev/null").unwrap();
         let mut files = Files::default();
         let (state, memory) = (files.attach(&file).unwrap(), files.attach(&other).unwrap());
-        let answer = monitor.ask(&Request::Snapshot { state, memory }, &files).await;
+        let answer = monitor.ask(&Request::Snapshot { state, memory, pages: None }, &files).await;
         assert!(matches!(answer, Err(MonitorError::Failed(message)) if message == "no machine"));
         let (request, texts) = peer.join().unwrap();
-        assert_eq!(request, Request::Snapshot { state: Attached(0), memory: Attached(1) });
+        assert_eq!(request, Request::Snapshot { state: Attached(0), memory: Attached(1), pages: None });
         let texts: Vec<String> = texts.into_iter().map(Result::unwrap).collect();
         assert_eq!(texts, ["content", ""]);
     }

@@ -1,6 +1,7 @@
 //! The host processes of sandboxes: supervisors and microVM monitors, started ahead of their task,
 //! found again after a restart, ended by pid.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -99,6 +100,16 @@ impl ProcessId {
     #[must_use]
     pub fn is_alive(self) -> bool {
         stat(self.pid).is_some_and(|(state, start_time)| start_time == self.start_time && state != 'Z')
+    }
+
+    /// Opens what `/proc` says of the process: its `pagemap`, for example.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn open(self, what: &str) -> io::Result<File> {
+        let file = File::open(format!("/proc/{}/{what}", self.pid))?;
+        // It was this one's, then: an open file stays with its process.
+        if self.is_alive() { Ok(file) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 
     /// Kills the process, and does not wait.

@@ -16,7 +16,7 @@ use ring::digest::{Context, SHA256};
 
 use super::microvm::{Backing, MicrovmError, Size, await_supervisor};
 use super::monitor::{Files, Monitor};
-use super::process;
+use super::process::{self, ProcessId};
 
 /// No console, no probing of what is not there; a reset (`reboot=k`: by the keyboard controller) at
 /// once when the kernel panics, which is how the monitor hears of it.
@@ -160,7 +160,7 @@ impl Templates {
         }
         std::fs::create_dir_all(&new).map_err(MicrovmError::io("create", &new))?;
         let process = process::start_monitor(&self.files.jailer, &self.files.monitor, &new, self.uid).await?;
-        let made = self.boot_and_save(size, &new).await;
+        let made = self.boot_and_save(size, &new, process).await;
         process.kill().await?;
         if made.is_err() {
             std::fs::remove_dir_all(&new).map_err(MicrovmError::io("remove", &new))?;
@@ -169,7 +169,7 @@ impl Templates {
         std::fs::rename(&new, dir).map_err(MicrovmError::io("rename", &new))
     }
 
-    async fn boot_and_save(&self, size: Size, dir: &Path) -> Result<(), MicrovmError> {
+    async fn boot_and_save(&self, size: Size, dir: &Path, process: ProcessId) -> Result<(), MicrovmError> {
         let open = |path: &Path| File::open(path).map_err(MicrovmError::io("open", path));
         let (kernel, initramfs) = (open(&self.files.kernel)?, open(&self.files.initramfs)?);
         let backing = Backing::empty(dir)?;
@@ -198,8 +198,13 @@ impl Templates {
                 .map_err(MicrovmError::io("create", &path))
         };
         let (state, memory) = (create("state")?, create("memory")?);
+        let pages = process.open("pagemap").map_err(MicrovmError::io("look at the memory of", dir))?;
         let mut files = Files::default();
-        let request = Request::Snapshot { state: files.attach(&state)?, memory: files.attach(&memory)? };
+        let request = Request::Snapshot {
+            state: files.attach(&state)?,
+            memory: files.attach(&memory)?,
+            pages: Some(files.attach(&pages)?),
+        };
         monitor.ask(&Request::Pause, &Files::default()).await?;
         monitor.ask(&request, &files).await?;
         for (file, name) in [(&state, "state"), (&memory, "memory")] {

@@ -113,13 +113,17 @@ impl TaskDriver {
             self.host.images.lease(image, self.report.task().as_str()).map_err(|e| failed(chain(&e)))?;
         }
         self.stage("has its images");
-        let (mut connection, sandbox) = match waiting {
+        let (mut connection, mut sandbox) = match waiting {
             Waiting::Supervisor(connection) => (connection, self.sandbox_spec(&images)?),
             Waiting::Monitor { monitor, tap } => {
                 let starting = self.start_machine(monitor, tap, &images).await;
                 starting.map_err(|cause| if let Some(asked) = self.stop.clone() { asked } else { cause })?
             }
         };
+        if let Some(guest) = &mut sandbox.guest {
+            // At the last moment: its clock is as late as this is on its way.
+            guest.now = self.now();
+        }
         connection
             .send(&ToSupervisor::Run { spec: Box::new(sandbox) })
             .await

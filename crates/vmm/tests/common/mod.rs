@@ -102,6 +102,19 @@ impl Monitor {
         self.process.id()
     }
 
+    /// The request to write the machine down, and the file that goes along after two others.
+    pub fn snapshot(&self) -> (Request, File) {
+        let pages = File::open(format!("/proc/{}/pagemap", self.pid())).unwrap();
+        let request = Request::Snapshot { state: Attached(0), memory: Attached(1), pages: Some(Attached(2)) };
+        (request, pages)
+    }
+
+    /// Writes the paused machine down.
+    pub fn write_down(&mut self, state: &File, memory: &File) {
+        let (request, pages) = self.snapshot();
+        self.must(&request, &[state, memory, &pages]);
+    }
+
     /// Sends any bytes with any files.
     pub fn send(&self, bytes: &[u8], files: &[BorrowedFd<'_>]) {
         let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(253))];
