@@ -16,8 +16,10 @@ use std::time::Duration;
 
 use model::Timestamp;
 use model::sandbox::{FromSupervisor, LogBatch, SandboxPhase, SandboxState, ToSupervisor};
+use model::spec::Isolation;
 use model::status::{StopCause, StopCode, TaskStatus};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::Host;
 use crate::ledger::Entry;
@@ -33,6 +35,12 @@ const CGROUP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long cleaning up is retried before the task is reported stopped all the same; the agent's
 /// next start removes what is left.
 const CLEAN_UP_ATTEMPTS: u32 = 20;
+
+/// How long a microVM may take to end beyond the stop timeouts of its containers, and how long
+/// nothing may happen while the last logs of one that has ended are stored.
+const END_PATIENCE: Duration = Duration::from_secs(60);
+/// How often a microVM is told the time.
+const CLOCK_PERIOD: Duration = Duration::from_secs(60);
 
 /// What the session tells a task.
 #[derive(Debug)]
@@ -110,6 +118,10 @@ impl TaskDriver {
             drop(connection.send(&ToSupervisor::Stop { cause }).await);
         }
         let mut last: Option<SandboxState> = None;
+        let is_guest = self.entry.assignment.spec.isolation == Isolation::Microvm;
+        let mut clock = tokio::time::interval_at(Instant::now() + CLOCK_PERIOD, CLOCK_PERIOD);
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut overdue = self.stop.as_ref().map(|_| self.latest_end());
         loop {
             if last.as_ref().is_some_and(|state| self.is_over(state)) {
                 return;
@@ -119,6 +131,9 @@ impl TaskDriver {
                     Ok(FromSupervisor::State { state }) => {
                         self.report.take_in(&state, self.now());
                         self.publish().await;
+                        if matches!(state.phase, SandboxPhase::Stopping | SandboxPhase::Ended) {
+                            overdue.get_or_insert_with(|| self.latest_end());
+                        }
                         last = Some(state);
                     }
                     Ok(FromSupervisor::Logs { batch }) => self.forward(batch).await,
@@ -130,12 +145,15 @@ impl TaskDriver {
                 command = self.commands.recv() => match command {
                     Some(Command::Stop(cause)) => {
                         self.stop = Some(cause.clone());
+                        overdue.get_or_insert_with(|| self.latest_end());
                         drop(connection.send(&ToSupervisor::Stop { cause }).await);
                     }
                     Some(Command::LogsStored { container, upto }) => {
                         drop(connection.send(&ToSupervisor::AckLogs { container: container.clone(), upto }).await);
                         let stored = self.logs_stored.entry(container).or_default();
                         *stored = upto.max(*stored);
+                        // However long it takes to store what was written, it is on its way.
+                        overdue = overdue.map(|end| end.max(Instant::now() + END_PATIENCE));
                     }
                     Some(Command::Repeat) => {
                         self.publish().await;
@@ -151,8 +169,34 @@ impl TaskDriver {
                     // The session is gone, and with it the agent: the task goes on without it.
                     None => std::future::pending().await,
                 },
+                _ = clock.tick(), if is_guest => {
+                    drop(connection.send(&ToSupervisor::Clock { now: self.now() }).await);
+                }
+                () = at(overdue), if is_guest => {
+                    // Its supervisor is the tenant's, should the tenant have got that far.
+                    let task = &self.entry.assignment.task;
+                    tracing::warn!(%task, "a microVM that does not end is ended");
+                    return self.end_machine().await;
+                }
             }
         }
+    }
+
+    /// When a task that is asked to stop now has ended, if its supervisor is sound: containers may
+    /// have to be stopped one after the other.
+    fn latest_end(&self) -> Instant {
+        let timeouts = self.entry.assignment.spec.containers.iter().map(|c| u64::from(c.stop_timeout_secs));
+        Instant::now() + Duration::from_secs(timeouts.sum()) + END_PATIENCE
+    }
+
+    async fn end_machine(&mut self) {
+        if let Some(slot) = &self.entry.slot
+            && let Err(error) = slot.process.kill().await
+        {
+            let task = &self.entry.assignment.task;
+            tracing::error!(%task, error = &error as &dyn std::error::Error, "a microVM cannot be ended");
+        }
+        self.sandbox_died();
     }
 
     fn is_over(&self, state: &SandboxState) -> bool {
@@ -278,6 +322,14 @@ impl TaskDriver {
 
     fn now(&self) -> Timestamp {
         self.host.now()
+    }
+}
+
+/// Waits until then; for ever without a time.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

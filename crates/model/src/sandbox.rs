@@ -31,6 +31,8 @@ pub enum ToSupervisor {
     Stop { cause: StopCause },
     /// Log records of `container` below this offset are stored for good and may be forgotten.
     AckLogs { container: String, upto: u64 },
+    /// What the wall clock says: a microVM's runs by itself, and stands while the machine is paused.
+    Clock { now: Timestamp },
     /// The agent has recorded the final state: end, and take everything along.
     Release,
 }

@@ -12,6 +12,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use crate::guest::follow_clock;
 use crate::link::Connection;
 use crate::poller::{Poller, Source};
 use crate::sandbox::{Sandbox, write_atomically};
@@ -190,6 +191,13 @@ impl Supervisor {
                     member.resume_output(&self.poller);
                 }
             }
+            ToSupervisor::Clock { now } if self.sandbox.is_microvm() => {
+                if let Err(error) = follow_clock(now) {
+                    tracing::error!(error = format!("{error:#}"), "clock not set");
+                }
+            }
+            // The host's clock is everyone's.
+            ToSupervisor::Clock { .. } => {}
             ToSupervisor::Release => self.released = Some(Instant::now()),
         }
     }

@@ -189,6 +189,18 @@ pub fn reseed(device: impl AsFd) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Has the kernel run the wall clock a little faster or slower until it has gained this much
+/// (adjtimex(2), `ADJ_OFFSET_SINGLESHOT`: 0.5 ms a second).
+pub fn slew_clock(microseconds: i64) -> io::Result<()> {
+    // SAFETY: timex is plain data, for which all zeroes are valid.
+    let mut request: libc::timex = unsafe { zeroed() };
+    request.modes = libc::ADJ_OFFSET_SINGLESHOT;
+    request.offset = microseconds;
+    // SAFETY: `request` is a valid timex that outlives the call.
+    let result = unsafe { libc::adjtimex(&raw mut request) };
+    if result >= 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Brings up the interface `lo` of the network namespace that `socket` belongs to.
 pub fn bring_up_loopback(socket: impl AsFd) -> io::Result<()> {
     // SAFETY: ifreq is plain data, for which all zeroes are valid.

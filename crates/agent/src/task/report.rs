@@ -113,10 +113,10 @@ impl Report {
             for seen in &state.containers {
                 let Some(c) = o.containers.iter_mut().find(|c| c.name == seen.name) else { continue };
                 c.status = seen.status;
-                c.runtime_id.clone_from(&seen.runtime_id);
+                c.runtime_id = seen.runtime_id.as_deref().map(bounded);
                 c.exit_code = seen.exit_code;
-                if seen.reason.is_some() {
-                    c.reason.clone_from(&seen.reason);
+                if let Some(reason) = &seen.reason {
+                    c.reason = Some(bounded(reason));
                 }
                 c.health = seen.health;
                 c.restart_count = seen.restart_count;
@@ -124,7 +124,9 @@ impl Report {
                 c.finished_at = seen.finished_at;
             }
             if o.stop.is_none() {
-                o.stop.clone_from(&state.stop);
+                let bounded =
+                    |cause: &StopCause| StopCause { code: cause.code, reason: bounded(&cause.reason) };
+                o.stop = state.stop.as_ref().map(bounded);
             }
         });
         match state.phase {
@@ -167,4 +169,10 @@ impl Report {
             }
         });
     }
+}
+
+/// A text of a supervisor's, which in a microVM may be the tenant's: cut to what AWS allows a reason
+/// to have (`StopTask`: 1024 characters; longer ones are of no use to anybody).
+fn bounded(text: &str) -> String {
+    text.chars().take(1024).collect()
 }

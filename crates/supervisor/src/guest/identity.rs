@@ -5,7 +5,7 @@ use std::fs::File;
 use anyhow::{Context, Result, bail};
 use model::Timestamp;
 use model::sandbox::GuestSetup;
-use rustix::time::{ClockId, Timespec, clock_settime};
+use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 use crate::sys::{self, MAX_ENTROPY};
 
@@ -17,6 +17,27 @@ pub fn assume(setup: &GuestSetup, hostname: &str) -> Result<()> {
     clock_settime(ClockId::Realtime, timespec(setup.now)).context("set the clock")?;
     stir(&unhex(&setup.entropy)?).context("stir the random number generator")?;
     rustix::system::sethostname(hostname.as_bytes()).context("set the host name")
+}
+
+/// A clock that is further off than this is set; a closer one is sped up or slowed down, so that no
+/// program sees time jump.
+const STEP_BEYOND_MS: i64 = 500;
+/// What a clock may be off, in milliseconds: about what the message was on its way.
+const TOLERANCE_MS: i64 = 5;
+
+/// Brings the clock back to the host's, from which it drifts.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn follow_clock(now: Timestamp) -> Result<()> {
+    let ours = clock_gettime(ClockId::Realtime);
+    let ours_ms = ours.tv_sec.saturating_mul(1000).saturating_add(ours.tv_nsec / 1_000_000);
+    let behind_ms = now.0.saturating_sub(ours_ms);
+    match behind_ms.saturating_abs() {
+        ..=TOLERANCE_MS => Ok(()),
+        ..=STEP_BEYOND_MS => sys::slew_clock(behind_ms * 1000).context("slew the clock"),
+        _ => clock_settime(ClockId::Realtime, timespec(now)).context("set the clock"),
+    }
 }
 
 fn timespec(at: Timestamp) -> Timespec {

@@ -22,6 +22,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use model::sandbox::{Layer, SandboxSpec};
 
+pub use self::identity::follow_clock;
 use crate::guest::disks::LayerDisk;
 use crate::supervisor::Supervisor;
 
