@@ -7,6 +7,7 @@ use aws_api::ecs::{
     ContainerDefinition, HealthCheck, HostVolumeProperties, RegisterTaskDefinitionRequest, TaskDefinition,
     Volume,
 };
+use model::spec::Isolation;
 
 use super::errors::{client, corrupt};
 use super::{fargate_rules, fargate_size, requires_attributes, validate_definition};
@@ -15,10 +16,14 @@ use super::{fargate_rules, fargate_size, requires_attributes, validate_definitio
 const MAX_BYTES: usize = 64 * 1024;
 
 /// The document of a request, without what registering adds (ARN, revision, status, times).
+/// `isolation` is that of its tasks, unless they say otherwise.
 ///
 /// # Errors
 /// ClientException for the first rule that the request breaks.
-pub(super) fn from_request(request: RegisterTaskDefinitionRequest) -> Result<TaskDefinition, Error> {
+pub(super) fn from_request(
+    request: RegisterTaskDefinitionRequest,
+    isolation: Isolation,
+) -> Result<TaskDefinition, Error> {
     let bytes = serde_json::to_vec(&request).map_err(|e| corrupt("task definition", &e))?.len();
     if bytes > MAX_BYTES {
         return Err(client(format!("Actual length: '{bytes}'. Max allowed length is '{MAX_BYTES}' bytes.")));
@@ -53,7 +58,7 @@ pub(super) fn from_request(request: RegisterTaskDefinitionRequest) -> Result<Tas
     };
     let required = definition.requires_compatibilities.clone().unwrap_or_default();
     validate_definition::check(&definition)?;
-    let fargate = fargate_rules::check(&definition);
+    let fargate = fargate_rules::check(&definition, isolation);
     let mut compatibilities = vec!["EC2".to_owned()];
     match fargate {
         Ok(()) => compatibilities.push("FARGATE".to_owned()),
@@ -106,7 +111,7 @@ fn volume_with_defaults(mut volume: Volume) -> Volume {
     volume
 }
 
-/// Whether the document can run here, and if not, why.
-pub(super) fn runs_on_fargate(document: &TaskDefinition) -> Result<(), Error> {
-    fargate_rules::check(document)
+/// Whether the document can run here with this isolation, and if not, why.
+pub(super) fn runs_on_fargate(document: &TaskDefinition, isolation: Isolation) -> Result<(), Error> {
+    fargate_rules::check(document, isolation)
 }

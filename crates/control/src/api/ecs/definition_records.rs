@@ -4,6 +4,7 @@ use aws_api::ecs::TaskDefinition as WireDefinition;
 use aws_api::{Error, Timestamp};
 use model::Arn;
 use model::definition::{DefinitionStatus, TaskDefinition};
+use model::spec::Isolation;
 use serde::{Deserialize, Serialize};
 use store::{Range, Versioned};
 
@@ -79,9 +80,10 @@ pub(super) fn view(caller: &Caller, definition: &TaskDefinition) -> Result<WireD
     })
 }
 
-/// Refuses a document that cannot run as a Fargate task, in ECS's words and with the reason.
-pub(super) fn compatible(document: &WireDefinition) -> Result<(), Error> {
-    definition_document::runs_on_fargate(document).map_err(|reason| {
+/// Refuses a document that cannot run as a Fargate task with this isolation, in ECS's words and with the
+/// reason.
+pub(super) fn compatible(document: &WireDefinition, isolation: Isolation) -> Result<(), Error> {
+    definition_document::runs_on_fargate(document, isolation).map_err(|reason| {
         invalid(format!("Task definition does not support launch_type FARGATE. {}", reason.message))
     })
 }

@@ -8,15 +8,17 @@
 //! What Fargate refuses and Coracle allows is left out on purpose and listed in
 //! `docs/differences.md`: any capability in `linuxParameters`, `tmpfs`, `sharedMemorySize`,
 //! `extraHosts`, every ulimit, a `stopTimeout` above 120 s, ephemeral storage of other sizes than 21
-//! to 200 GiB.
+//! to 200 GiB; and in microVMs what `isolation` lists.
 
 use aws_api::Error;
 use aws_api::ecs::{ContainerDefinition, TaskDefinition, Volume};
+use model::spec::Isolation;
 
 use super::errors::client;
-use super::{fargate_size, log_options};
+use super::{fargate_size, isolation, log_options};
 
-pub(super) fn check(definition: &TaskDefinition) -> Result<(), Error> {
+/// Checks a document for tasks with this isolation.
+pub(super) fn check(definition: &TaskDefinition, isolation: Isolation) -> Result<(), Error> {
     if definition.network_mode.as_deref() != Some("awsvpc") {
         return Err(client("Fargate only supports network mode ‘awsvpc’."));
     }
@@ -37,7 +39,7 @@ pub(super) fn check(definition: &TaskDefinition) -> Result<(), Error> {
         check_volume(volume)?;
     }
     for container in definition.container_definitions.as_deref().unwrap_or_default() {
-        check_container(definition, container)?;
+        check_container(definition, container, isolation)?;
     }
     Ok(())
 }
@@ -67,13 +69,12 @@ fn check_volume(volume: &Volume) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_container(definition: &TaskDefinition, container: &ContainerDefinition) -> Result<(), Error> {
-    if container.privileged == Some(true) {
-        return Err(client(
-            "Fargate requires that the 'privileged' setting be 'false'. Coracle will allow it with microVM isolation, \
-             which it does not have yet.",
-        ));
-    }
+fn check_container(
+    definition: &TaskDefinition,
+    container: &ContainerDefinition,
+    isolation: Isolation,
+) -> Result<(), Error> {
+    isolation::check(container, isolation)?;
     if container.docker_security_options.as_ref().is_some_and(|o| !o.is_empty()) {
         return Err(unsupported("dockerSecurityOptions"));
     }
@@ -81,9 +82,6 @@ fn check_container(definition: &TaskDefinition, container: &ContainerDefinition)
         return Err(unsupported("credentialSpecs"));
     }
     if let Some(linux) = &container.linux_parameters {
-        if linux.devices.as_ref().is_some_and(|d| !d.is_empty()) {
-            return Err(unsupported("devices"));
-        }
         if linux.max_swap.is_some() {
             return Err(unsupported("maxSwap"));
         }

@@ -27,6 +27,7 @@ mod errors;
 mod fargate_rules;
 mod fargate_size;
 mod identifier;
+mod isolation;
 mod log_options;
 mod overrides;
 mod page;

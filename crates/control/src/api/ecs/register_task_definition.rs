@@ -8,7 +8,7 @@ use store::Txn;
 use super::definition_records::{self, Family};
 use super::errors::{client, corrupt};
 use super::records::{self, Outcome};
-use super::{Caller, Ecs, definition_document, tags};
+use super::{Caller, Ecs, definition_document, isolation, tags};
 
 /// Registers the next revision of a family. Revisions are numbered from 1, without gaps under
 /// concurrency, and never given out again.
@@ -20,7 +20,8 @@ pub async fn handle(
     let given_tags = input.tags.take();
     let tags = tags::checked(given_tags.as_deref())?;
     let family = input.family.clone();
-    let document = definition_document::from_request(input)?;
+    let isolation = isolation::chosen([&tags], ecs.default_isolation)?;
+    let document = definition_document::from_request(input, isolation)?;
     let mut definition = TaskDefinition {
         family: family.clone(),
         revision: 0,

@@ -17,16 +17,14 @@ use super::errors::{client, contention, corrupt, invalid};
 use super::records::{self, Outcome};
 use super::task_records::{self, TaskRecords};
 use super::{
-    Caller, Ecs, account_settings, capacity_strategy, definition_records, identifier, overrides, tags,
-    task_network, task_view,
+    Caller, Ecs, account_settings, capacity_strategy, definition_records, identifier, isolation, overrides,
+    tags, task_network, task_view,
 };
 use crate::keys::TaskPath;
 use crate::random;
 
 const MAX_COUNT: i32 = 10;
 const PLATFORM: &str = "1.4.0";
-/// The tag by which a task insists on an isolation.
-const ISOLATION_TAG: &str = "coracle.isolation";
 
 /// Starts `count` tasks: all or none. With a `clientToken` that was used for the same request before, it
 /// answers with the tasks of then.
@@ -180,7 +178,9 @@ impl Plan {
         let cluster = records::active_cluster(ecs, caller, cluster).await?;
         let definition = definition(ecs, caller, &input.task_definition).await?;
         let registered = definition_records::document(&definition.value)?;
-        definition_records::compatible(&registered)?;
+        let tags = task_tags(&cluster.value, &definition.value, input)?;
+        let isolation = isolation::chosen([&tags, &definition.value.tags], ecs.default_isolation)?;
+        definition_records::compatible(&registered, isolation)?;
         let document = match &input.overrides {
             Some(given) => overrides::apply(registered.clone(), given)?,
             None => registered.clone(),
@@ -191,14 +191,13 @@ impl Plan {
                  in your task definition and try again.",
             ));
         }
-        let tags = task_tags(&cluster.value, &definition.value, input)?;
         Ok(Self {
             overrides: serde_json::to_value(overrides::shown(&registered, input.overrides.as_ref()))
                 .map_err(|e| corrupt("overrides", &e))?,
             document,
             providers: providers(&cluster.value, input)?,
             network: task_network::checked(ecs, input.network_configuration.as_ref())?,
-            isolation: isolation(&tags, &definition.value.tags, ecs.default_isolation)?,
+            isolation,
             log_mode: account_settings::effective(ecs, caller, "defaultLogDriverMode")
                 .await?
                 .unwrap_or_default(),
@@ -294,13 +293,4 @@ fn task_tags(cluster: &Cluster, definition: &TaskDefinition, input: &RunTaskRequ
         all.insert("aws:ecs:clusterName".to_owned(), cluster.name.to_string());
     }
     Ok(all)
-}
-
-fn isolation(task: &Tags, definition: &Tags, default: Isolation) -> Result<Isolation, Error> {
-    match task.get(ISOLATION_TAG).or(definition.get(ISOLATION_TAG)).map(String::as_str) {
-        None => Ok(default),
-        Some("container") => Ok(Isolation::Container),
-        Some("microvm") => Ok(Isolation::Microvm),
-        Some(_) => Err(invalid(format!("The tag '{ISOLATION_TAG}' must be 'container' or 'microvm'."))),
-    }
 }

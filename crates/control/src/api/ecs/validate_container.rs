@@ -92,18 +92,6 @@ const TMPFS_FLAGS: [&str; 20] = [
 ];
 const TMPFS_VALUES: [&str; 5] = ["mode", "uid", "gid", "nr_inodes", "nr_blocks"];
 
-/// What Docker allows as namespaced sysctls, besides `net.*` and `fs.mqueue.*`.
-const IPC_SYSCTLS: [&str; 8] = [
-    "kernel.msgmax",
-    "kernel.msgmnb",
-    "kernel.msgmni",
-    "kernel.sem",
-    "kernel.shmall",
-    "kernel.shmmax",
-    "kernel.shmmni",
-    "kernel.shm_rmid_forced",
-];
-
 pub(super) fn check(
     definition: &TaskDefinition,
     container: &ContainerDefinition,
@@ -528,21 +516,21 @@ fn check_ulimits(ulimits: &[Ulimit]) -> Result<(), Error> {
     Ok(())
 }
 
+/// Names and values by themselves; which names there may be depends on the isolation.
 fn check_sysctls(name: &str, controls: &[SystemControl]) -> Result<(), Error> {
     for control in controls {
         let key = control.namespace.as_deref().unwrap_or_default();
         let value = control.value.as_deref().unwrap_or_default();
         let characters = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
-        let plain =
-            key.len() <= 255 && key.chars().all(characters) && !key.contains("..") && !key.contains('/');
-        let namespaced =
-            key.starts_with("net.") || key.starts_with("fs.mqueue.") || IPC_SYSCTLS.contains(&key);
-        if !plain || !namespaced {
+        let plain = !key.is_empty()
+            && key.len() <= 255
+            && key.chars().all(characters)
+            && !key.contains("..")
+            && !key.contains('/');
+        if !plain {
             return Err(setting(
                 name,
-                format_args!(
-                    "The system control '{key}' is not supported: it is not a namespaced kernel parameter."
-                ),
+                format_args!("The system control '{key}' is not a kernel parameter's name."),
             ));
         }
         if value.is_empty() || value.len() > 255 || value.chars().any(char::is_control) {

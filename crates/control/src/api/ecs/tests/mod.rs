@@ -14,6 +14,7 @@ use std::sync::Arc;
 use aws_api::Error;
 use aws_api::ecs::{RegisterTaskDefinitionRequest, RunTaskRequest, TaskDefinition};
 use model::network::{Cidr, Subnet};
+use model::spec::Isolation;
 use model::{AccountId, Region, SecurityGroupId, SubnetId, Timestamp, VpcId};
 use serde_json::{Value, json};
 use store::Store;
@@ -57,7 +58,7 @@ pub(crate) async fn fixture() -> Fixture {
             availability_zone: "eu-central-1a".to_owned(),
         },
         default_security_group: SecurityGroupId::parse(GROUP).unwrap(),
-        default_isolation: model::spec::Isolation::Container,
+        default_isolation: Isolation::Container,
     };
     let caller = caller();
     crate::first_start::create_cluster(&ecs.store, &caller.account, &caller.region, ecs.clock.now())
@@ -114,8 +115,12 @@ fn merge(into: &mut Value, changes: Value) {
 }
 
 pub(super) fn document(definition: Value) -> Result<TaskDefinition, Error> {
+    document_for(definition, Isolation::Container)
+}
+
+pub(super) fn document_for(definition: Value, isolation: Isolation) -> Result<TaskDefinition, Error> {
     let request: RegisterTaskDefinitionRequest = serde_json::from_value(definition).unwrap();
-    super::definition_document::from_request(request)
+    super::definition_document::from_request(request, isolation)
 }
 
 /// A run request of the family `web` that works, with the given members merged in.

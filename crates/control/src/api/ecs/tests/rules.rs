@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{container, definition, document};
+use model::spec::Isolation;
+
+use super::{container, definition, document, document_for};
 
 const ROLE: &str = "arn:aws:iam::123456789012:role/ecsTaskExecutionRole";
 
@@ -326,7 +328,7 @@ fn what_a_definition_may_not_be() {
         ),
         (
             with(json!({ "systemControls": [{ "namespace": "net.ipv4/../kernel.panic", "value": "1" }] })),
-            "not a namespaced",
+            "not a kernel parameter's name",
         ),
         (
             with(json!({ "systemControls": [{ "namespace": "net.core.somaxconn", "value": "" }] })),
@@ -349,6 +351,43 @@ fn what_a_definition_may_not_be() {
         let error = document(input.clone()).expect_err(want);
         assert_eq!(error.code, "ClientException", "{want}");
         assert!(error.message.contains(want), "wanted {want:?} in {:?}", error.message);
+    }
+}
+
+#[test]
+fn what_a_kernel_of_the_tasks_own_allows() {
+    let devices = |device: Value| with(json!({ "linuxParameters": { "devices": [device] } }));
+    let cases = [
+        with(json!({ "privileged": true })),
+        devices(json!({ "hostPath": "/dev/fuse" })),
+        devices(json!({
+            "hostPath": "/dev/net/tun", "containerPath": "/dev/net/tun", "permissions": ["read", "write"],
+        })),
+        with(json!({ "systemControls": [
+            { "namespace": "kernel.panic", "value": "1" }, { "namespace": "vm.swappiness", "value": "1" },
+        ] })),
+    ];
+    for input in cases {
+        let hint = "the tag coracle.isolation=microvm";
+        let error = document(input.clone()).expect_err(hint);
+        assert!(error.code == "ClientException" && error.message.contains(hint), "{error:?}");
+        let document = document_for(input.clone(), Isolation::Microvm).unwrap();
+        assert!(document.compatibilities.unwrap().contains(&"FARGATE".to_owned()), "{input}");
+        // Another than Fargate might run it, but not here.
+        let mut other = input.clone();
+        other["requiresCompatibilities"] = json!(["EC2"]);
+        let document = document_for(other, Isolation::Container).unwrap();
+        assert_eq!(document.compatibilities.unwrap(), ["EC2"], "{input}");
+    }
+    for (input, want) in [
+        (devices(json!({ "hostPath": "/etc/passwd" })), "'/etc/passwd' is not the path of a device"),
+        (devices(json!({ "hostPath": "/dev/../x" })), "is not the path of a device"),
+        (devices(json!({ "hostPath": "/dev/fuse", "containerPath": "/dev/shm/x" })), "'/dev/shm/x' is not"),
+        (devices(json!({ "hostPath": "/dev/fuse", "permissions": ["all"] })), "'all' is not a permission"),
+        (with(json!({ "systemControls": [{ "namespace": "", "value": "1" }] })), "not a kernel parameter"),
+    ] {
+        let error = document_for(input.clone(), Isolation::Microvm).expect_err(want);
+        assert!(error.code == "ClientException" && error.message.contains(want), "{error:?}");
     }
 }
 

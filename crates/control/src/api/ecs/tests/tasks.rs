@@ -322,6 +322,35 @@ async fn a_definition_and_overrides_become_what_a_host_runs() {
 }
 
 #[tokio::test]
+async fn a_task_that_needs_a_kernel_of_its_own_gets_one_or_is_refused() {
+    let f = fixture().await;
+    let privileged = |tags: Value| {
+        let app = container(json!({ "privileged": true, "linuxParameters": {
+            "devices": [{ "hostPath": "/dev/fuse", "permissions": ["read", "write"] }],
+        } }));
+        definition(json!({ "containerDefinitions": [app], "tags": tags }))
+    };
+    let tag = |isolation: &str| json!([{ "key": "coracle.isolation", "value": isolation }]);
+    for refused in [json!([]), tag("container")] {
+        let result = call!(f, register_task_definition, privileged(refused));
+        assert_error(result, "ClientException", "the tag coracle.isolation=microvm");
+    }
+    let unknown = call!(f, register_task_definition, privileged(tag("vm")));
+    assert_error(unknown, "InvalidParameterException", "must be 'container' or 'microvm'");
+    call!(f, register_task_definition, privileged(tag("microvm"))).unwrap();
+    let refused = call!(f, run_task, run_request(json!({ "tags": tag("container") })));
+    assert_error(refused, "InvalidParameterException", "requires that the 'privileged' setting be 'false'");
+    let task = call!(f, run_task, run_request(json!({}))).unwrap().tasks.unwrap().remove(0);
+    let spec = intent(&f, &task.task_arn.unwrap()).await.spec;
+    assert_eq!(spec.isolation, model::spec::Isolation::Microvm);
+    let app = &spec.containers[0];
+    assert!(app.privileged);
+    let fuse = &app.linux.devices[0];
+    assert_eq!((fuse.host_path.as_str(), fuse.container_path.as_str()), ("/dev/fuse", "/dev/fuse"));
+    assert!(fuse.read && fuse.write && !fuse.mknod);
+}
+
+#[tokio::test]
 async fn a_client_token_stands_for_one_request() {
     let f = fixture().await;
     call!(f, register_task_definition, definition(json!({}))).unwrap();
