@@ -113,22 +113,29 @@ impl TaskDriver {
 
     /// Follows the supervisor until all containers have ended and all their logs are stored.
     async fn follow(&mut self, mut connection: Connection) {
-        if let Some(cause) = self.stop.clone() {
-            // A broken connection shows at the next receive.
-            drop(connection.send(&ToSupervisor::Stop { cause }).await);
-        }
         let mut last: Option<SandboxState> = None;
         let is_guest = self.entry.assignment.spec.isolation == Isolation::Microvm;
         let mut clock = tokio::time::interval_at(Instant::now() + CLOCK_PERIOD, CLOCK_PERIOD);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut overdue = self.stop.as_ref().map(|_| self.latest_end());
+        let mut states = Rate::default();
+        let mut told = self.tell_stop(&mut connection).await;
         loop {
+            if let Err(error) = std::mem::replace(&mut told, Ok(())) {
+                match self.reconnect(&error).await {
+                    Some(again) => connection = again,
+                    None => return self.sandbox_died(),
+                }
+                told = self.tell_stop(&mut connection).await;
+                continue;
+            }
             if last.as_ref().is_some_and(|state| self.is_over(state)) {
                 return;
             }
             tokio::select! {
                 message = connection.receive() => match message {
                     Ok(FromSupervisor::State { state }) => {
+                        states.wait().await;
                         self.report.take_in(&state, self.now());
                         self.publish().await;
                         if matches!(state.phase, SandboxPhase::Stopping | SandboxPhase::Ended) {
@@ -137,23 +144,20 @@ impl TaskDriver {
                         last = Some(state);
                     }
                     Ok(FromSupervisor::Logs { batch }) => self.forward(batch).await,
-                    Err(error) => match self.reconnect(&error).await {
-                        Some(again) => connection = again,
-                        None => return self.sandbox_died(),
-                    },
+                    Err(error) => told = Err(error),
                 },
                 command = self.commands.recv() => match command {
                     Some(Command::Stop(cause)) => {
-                        self.stop = Some(cause.clone());
+                        self.stop = Some(cause);
                         overdue.get_or_insert_with(|| self.latest_end());
-                        drop(connection.send(&ToSupervisor::Stop { cause }).await);
+                        told = self.tell_stop(&mut connection).await;
                     }
                     Some(Command::LogsStored { container, upto }) => {
-                        drop(connection.send(&ToSupervisor::AckLogs { container: container.clone(), upto }).await);
-                        let stored = self.logs_stored.entry(container).or_default();
+                        let stored = self.logs_stored.entry(container.clone()).or_default();
                         *stored = upto.max(*stored);
                         // However long it takes to store what was written, it is on its way.
                         overdue = overdue.map(|end| end.max(Instant::now() + END_PATIENCE));
+                        told = connection.send(&ToSupervisor::AckLogs { container, upto }).await;
                     }
                     Some(Command::Repeat) => {
                         self.publish().await;
@@ -170,7 +174,7 @@ impl TaskDriver {
                     None => std::future::pending().await,
                 },
                 _ = clock.tick(), if is_guest => {
-                    drop(connection.send(&ToSupervisor::Clock { now: self.now() }).await);
+                    told = connection.send(&ToSupervisor::Clock { now: self.now() }).await;
                 }
                 () = at(overdue), if is_guest => {
                     // Its supervisor is the tenant's, should the tenant have got that far.
@@ -179,6 +183,14 @@ impl TaskDriver {
                     return self.end_machine().await;
                 }
             }
+        }
+    }
+
+    /// Tells the supervisor to stop, if the task shall; said again it changes nothing.
+    async fn tell_stop(&self, connection: &mut Connection) -> Result<(), ConnectionError> {
+        match self.stop.clone() {
+            Some(cause) => connection.send(&ToSupervisor::Stop { cause }).await,
+            None => Ok(()),
         }
     }
 
@@ -212,7 +224,16 @@ impl TaskDriver {
         self.entry.assignment.spec.containers.iter().any(|c| c.name == container && c.log.is_some())
     }
 
-    async fn forward(&self, batch: LogBatch) {
+    async fn forward(&self, mut batch: LogBatch) {
+        if !self.has_log(&batch.container) {
+            // Nothing of the task's, so the supervisor is not ours any more.
+            return;
+        }
+        let now = self.now();
+        for record in &mut batch.records {
+            // A guest has a clock of its own.
+            record.at = record.at.clamp(Timestamp(0), now);
+        }
         self.uplink.logs(&self.entry.assignment.task, batch).await;
     }
 
@@ -325,6 +346,31 @@ impl TaskDriver {
     }
 }
 
+/// How often something may happen, of which each is written to disk.
+#[derive(Default)]
+struct Rate {
+    window: Option<Instant>,
+    count: u32,
+}
+
+impl Rate {
+    const PER_SECOND: u32 = 100;
+
+    /// Waits while there were too many within a second.
+    async fn wait(&mut self) {
+        let now = Instant::now();
+        let window = *self.window.get_or_insert(now);
+        let end = window + Duration::from_secs(1);
+        if now >= end {
+            (self.window, self.count) = (Some(now), 0);
+        } else if self.count >= Self::PER_SECOND {
+            tokio::time::sleep_until(end).await;
+            (self.window, self.count) = (Some(end), 0);
+        }
+        self.count += 1;
+    }
+}
+
 /// Waits until then; for ever without a time.
 async fn at(time: Option<Instant>) {
     match time {
@@ -351,4 +397,22 @@ enum CleanUpError {
     Cgroup(#[from] crate::cgroup::CgroupError),
     #[error("images: {0:#}")]
     Images(#[from] std::io::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_is_slowed_down() {
+        let (began, mut rate) = (Instant::now(), Rate::default());
+        for _ in 0..Rate::PER_SECOND {
+            rate.wait().await;
+        }
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        for _ in 0..2 * Rate::PER_SECOND {
+            rate.wait().await;
+        }
+        assert_eq!(began.elapsed(), Duration::from_secs(2));
+    }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::time::Duration;
 
 use model::sandbox::{FromSupervisor, MAX_FRAME, ToSupervisor};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,6 +15,10 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 /// Where a supervisor listens, in its directory.
 pub(super) const SOCKET: &str = "supervisor.sock";
 
+/// How long a supervisor may take to read what it is told: a microVM's is not to be waited for, should
+/// it be the tenant's.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Why a supervisor cannot be talked to.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectionError {
@@ -21,6 +26,8 @@ pub enum ConnectionError {
     Connect(#[source] io::Error),
     #[error("the connection to the supervisor broke")]
     Broken(#[source] io::Error),
+    #[error("the supervisor did not take a message within {} seconds", SEND_TIMEOUT.as_secs())]
+    Stalled,
     #[error("the supervisor closed the connection")]
     Closed,
     #[error("the supervisor sent a frame of {0} bytes, more than a frame may have")]
@@ -65,7 +72,7 @@ impl Connection {
     }
 
     /// # Errors
-    /// The connection broke.
+    /// The connection broke, or nobody reads at its other end. It is of no use then.
     pub async fn send(&mut self, message: &ToSupervisor) -> Result<(), ConnectionError> {
         let body = serde_json::to_vec(message).map_err(ConnectionError::Malformed)?;
         let length = u32::try_from(body.len()).ok().filter(|_| body.len() <= MAX_FRAME);
@@ -73,7 +80,8 @@ impl Connection {
         let mut frame = Vec::with_capacity(4 + body.len());
         frame.extend_from_slice(&length.to_be_bytes());
         frame.extend_from_slice(&body);
-        self.writer.write_all(&frame).await.map_err(ConnectionError::Broken)
+        let writing = tokio::time::timeout(SEND_TIMEOUT, self.writer.write_all(&frame)).await;
+        writing.map_err(|_| ConnectionError::Stalled)?.map_err(ConnectionError::Broken)
     }
 
     /// The next message. Cancel-safe.
@@ -98,5 +106,28 @@ impl Connection {
                 return Err(ConnectionError::Closed);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_read_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = listen(dir.path()).unwrap();
+        let mut connection = Connection::open(dir.path()).await.unwrap();
+        let (peer, _) = listener.accept().unwrap();
+        let message = ToSupervisor::AckLogs { container: "x".repeat(1 << 20), upto: 0 };
+        let mut sent = Ok(());
+        for _ in 0..16 {
+            sent = connection.send(&message).await;
+            if sent.is_err() {
+                break;
+            }
+        }
+        assert!(matches!(sent, Err(ConnectionError::Stalled)), "{sent:?}");
+        drop(peer);
     }
 }

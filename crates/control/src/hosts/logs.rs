@@ -43,7 +43,7 @@ impl Session<'_> {
             // A closed queue ends the session, and the agent sends again.
             Some((account, log)) => drop(queue.send(LogWork { task, account, log, batch }).await),
             None => {
-                let upto = batch.first + batch.records.len() as u64;
+                let upto = batch.first.saturating_add(batch.records.len() as u64);
                 let reason = "the task has no log group".to_owned();
                 let refused = ToAgent::LogsRefused { task, container: batch.container, upto, reason };
                 // Without an agent there is nobody to tell.
@@ -61,7 +61,7 @@ pub(super) async fn store_batches(
 ) {
     while let Some(work) = queue.recv().await {
         let (task, container) = (work.task.clone(), work.batch.container.clone());
-        let upto = work.batch.first + work.batch.records.len() as u64;
+        let upto = work.batch.first.saturating_add(work.batch.records.len() as u64);
         let answer = match store_batch(&logs, work, upto).await {
             Ok(()) => ToAgent::LogsStored { task, container, upto },
             Err(LogError::GroupNotFound | LogError::InvalidParameter(_)) => {
