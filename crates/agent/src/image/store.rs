@@ -120,6 +120,8 @@ pub(super) struct Inner {
     pub(super) pins: Pins,
     pub(super) pulls: Pulls,
     pub(super) upkeep: Mutex<Upkeep>,
+    /// Held by [`Inner::sync`], never while the index is locked.
+    pub(super) syncing: Mutex<()>,
     index: Mutex<Index>,
 }
 
@@ -139,6 +141,7 @@ impl ImageStore {
             pulls: Pulls::default(),
             index: Mutex::new(index),
             upkeep: Mutex::default(),
+            syncing: Mutex::default(),
         }));
         store.0.upkeep_later();
         Ok(store)
