@@ -93,7 +93,7 @@ def test_run_publishes_a_port(cli, image):
         assert until(answer, "an answer through the port") == b"hello\n"
         # Taken by the one that runs: refused before a task is started.
         refused = cli.run("run", "-p", f"{port}:80", image, "true", code=125)
-        assert f"127.0.0.1:{port}" in refused.error
+        assert f"port {port} is in use" in refused.error
         # Without a handler for SIGTERM it is killed, and `stopTimeout` is not waited for twice.
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 137
@@ -119,7 +119,9 @@ def test_interrupted_run_stops_the_task(cli, image, tasks, number):
 def test_run_that_cannot(cli, image, server):
     missing = cli.run("run", f"{server.registry}/no-such-image:1", code=125)
     assert "CannotPullContainerError" in missing.error and missing.output == ""
-    assert "CannotStartContainerError" in cli.run("run", image, "no-such-command", code=125).error
+    # As docker and shells have it.
+    assert "CannotStartContainerError" in cli.run("run", image, "no-such-command", code=127).error
+    assert "CannotStartContainerError" in cli.run("run", image, "/etc/passwd", code=126).error
     size = cli.run("run", "--cpu", "256", "--memory", "300", image, code=125)
     assert "memory" in size.error
 
