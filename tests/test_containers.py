@@ -103,7 +103,7 @@ def test_healthy(tasks):
 def test_volumes(tasks):
     writer = tasks.container("echo x > /data/file; chmod 600 /data/file; cat /data/file", name="writer")
     reader = tasks.container(
-        "while ! [ -s /in/file ]; do sleep 0.02; done; cat /in/file; touch /in/new || echo read-only",
+        "while ! [ -s /in/file ]; do sleep 0.02; done; cat /in/file; touch /in/new 2>/dev/null || echo read-only",
     )
     ended = tasks.run_to_end(
         writer | {"essential": False} | mount("data", "/data"), reader | mount("data", "/in", True),
@@ -113,7 +113,7 @@ def test_volumes(tasks):
 
 
 def test_read_only_root(tasks):
-    container = tasks.container("touch /new || echo no; touch /data/new && echo yes", readonlyRootFilesystem=True)
+    container = tasks.container("touch /new 2>/dev/null || echo no; touch /data/new && echo yes", readonlyRootFilesystem=True)
     ended = tasks.run_to_end(container | mount("data", "/data"), volumes=[{"name": "data"}])
     assert ended.lines[-2:] == ["no", "yes"]
 
@@ -122,7 +122,7 @@ def test_linux_parameters(tasks):
     ended = tasks.run_to_end(
         tasks.container(
             "grep -E ' (/scratch|/dev/shm) ' /proc/self/mounts; df -k /dev/shm | tail -1; "
-            "echo first $(cat /proc/1/comm); grep CapEff /proc/self/status; chown 1:1 /tmp || echo kept",
+            "echo first $(cat /proc/1/comm); grep CapEff /proc/self/status; chown 1:1 /tmp 2>/dev/null || echo kept",
             linuxParameters={
                 "initProcessEnabled": True,
                 "sharedMemorySize": 16,

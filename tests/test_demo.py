@@ -8,7 +8,7 @@ import sys
 import tempfile
 
 import pytest
-from server import until
+from server import clean_environment, until
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -20,9 +20,9 @@ def directory():
         yield pathlib.Path(path)
 
 
-def demo(directory):
+def demo(directory, keep=""):
     output = open(directory / "output", "wb")
-    environment = os.environ | {"PYTHON": sys.executable, "TMPDIR": str(directory), "KEEP": ""}
+    environment = os.environ | {"PYTHON": sys.executable, "TMPDIR": str(directory), "KEEP": keep}
     # In a session of its own, so that a signal to all of it reaches no other.
     return subprocess.Popen(
         [ROOT / "scripts/demo"], env=environment, stdout=output, stderr=output, start_new_session=True,
@@ -47,3 +47,32 @@ def test_demo_that_is_interrupted_leaves_nothing(directory):
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=120) == 130, text()
     assert list(directory.iterdir()) == [directory / "output"]
+
+
+def test_demo_that_is_kept(directory):
+    """What it prints at the end is typed by people."""
+    process = demo(directory, keep="1")
+    status = process.wait(timeout=300)
+    text = (directory / "output").read_text()
+    end = []
+    try:
+        assert status == 0, text
+        how, end = (part.splitlines()[1:] for part in text.split("To go on:")[1].split("To stop it"))
+        shown = typed("; ".join(line for line in how if line))
+        assert ":task/default/" in shown and "worker: 3 visits" in shown
+        page = next(line.split()[-1] for line in text.splitlines() if "the application  " in line)
+        assert "Visits" in typed(f"curl -fsS {page}")
+    finally:
+        if end:
+            typed(end[0])
+        elif process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait(timeout=120)
+    assert list(directory.iterdir()) == [directory / "output"]
+
+
+def typed(commands):
+    environment = clean_environment(AWS_DEFAULT_OUTPUT="text", AWS_CONFIG_FILE="/dev/null")
+    done = subprocess.run(["bash", "-ec", commands], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, (commands, done)
+    return done.stdout

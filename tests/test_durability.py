@@ -1,6 +1,7 @@
 """SIGKILL at random moments: tasks go on, nothing acknowledged is lost, nothing runs twice, nothing leaks."""
 
 import os
+import pathlib
 import random
 import threading
 import time
@@ -8,7 +9,7 @@ import time
 import oci_image
 from botocore.exceptions import BotoCoreError, ClientError
 from server import until
-from tasks import IDLE, Tasks
+from tasks import IDLE, Tasks, unique
 
 ROUNDS = 10
 # Says once that it started, counts, and ends by itself or when stopped.
@@ -113,16 +114,29 @@ def test_killed_at_any_moment(own_server):
     assert "panicked" not in own_server.log.read_text(), own_server.tail(300)
 
 
+def is_running(text):
+    """Whether any process of this machine has `text` in its command line."""
+    for file in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if text.encode() in file.read_bytes():
+                return True
+        except OSError:
+            # It has just ended.
+            continue
+    return False
+
+
 def test_exit_while_down(own_server):
     tasks = Tasks(own_server.start())
     tasks.image = tasks.push(oci_image.build(), "busybox")
-    arn = tasks.run(tasks.register(tasks.container("echo up; sleep 1; echo down; exit 42")))["taskArn"]
+    down = unique("down")
+    arn = tasks.run(tasks.register(tasks.container(f"echo up; sleep 1; echo {down}; exit 42")))["taskArn"]
     tasks.wait_for_line(arn, "up")
     own_server.kill()
-    time.sleep(1.5)
+    until(lambda: not is_running(down), "the container's end")
     own_server.start()
     ended = tasks.ended(arn)
-    assert ended.exit_code == 42 and ended.lines == ["up", "down"]
+    assert ended.exit_code == 42 and ended.lines == ["up", down]
     assert ended.task["stopCode"] == "EssentialContainerExited"
 
 

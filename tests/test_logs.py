@@ -1,10 +1,13 @@
 """What a container writes, and how it is read through CloudWatch Logs."""
 
+import subprocess
 import threading
 import time
 
+import boto3
 import pytest
-from server import until
+from botocore.config import Config
+from server import CORACLE, clean_environment, until
 from tasks import GROUP, unique
 
 
@@ -62,6 +65,26 @@ def test_group_must_exist(tasks):
 def test_without_log_configuration(tasks):
     ended = tasks.run_to_end(tasks.container("echo lost; exit 6", log=False))
     assert ended.exit_code == 6 and ended.lines == []
+
+
+def test_group_in_another_region(tasks):
+    """`awslogs-region` may be any; whoever asks for that region finds the group there, and only there."""
+    group, elsewhere = unique("/elsewhere"), "eu-west-3"
+    options = {"awslogs-group": group, "awslogs-region": elsewhere, "awslogs-stream-prefix": "x",
+               "awslogs-create-group": "true"}
+    container = tasks.container("echo there", log=False) | {"logConfiguration": {"logDriver": "awslogs", "options": options}}
+    arn = tasks.run_to_end(container).task["taskArn"]
+    settings = tasks.server.settings
+    there = boto3.client("logs", endpoint_url=tasks.server.url, region_name=elsewhere,
+                         aws_access_key_id=settings["AWS_ACCESS_KEY_ID"],
+                         aws_secret_access_key=settings["AWS_SECRET_ACCESS_KEY"], config=Config(proxies={}))
+    assert [event["message"] for event in there.filter_log_events(logGroupName=group)["events"]] == ["there"]
+    assert f":logs:{elsewhere}:" in there.describe_log_groups(logGroupNamePrefix=group)["logGroups"][0]["arn"]
+    assert tasks.cloudwatch.describe_log_groups(logGroupNamePrefix=group)["logGroups"] == []
+    command = [CORACLE, "logs", arn]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60,
+                           env=clean_environment(CORACLE_STATE_DIR=str(tasks.server.state_dir)))
+    assert (shown.returncode, shown.stdout) == (0, "there\n"), shown
 
 
 def found(tasks, **filters):

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::request::Parts;
 use http_body_util::{BodyExt, Limited};
-use model::TaskId;
+use model::{Region, TaskId};
 
 use crate::api::{self, Answer, Caller, Services};
 use crate::random;
@@ -156,14 +156,19 @@ impl Endpoint {
             |id: &str| (id == key.id).then(|| sigv4::SecretKey::from(key.secret.expose().to_owned()));
         let now = aws_api::Timestamp::from_millis(self.control.now().millis());
         let verified = sigv4::Verifier::default().verify(parts, body, now, secret)?;
-        verified.check_scope(service, config.region.as_str())?;
+        // A task's `awslogs-region` may be any: who reads its log there signs for that region.
+        let region = match (service, Region::parse(&verified.region)) {
+            (Service::Logs, Ok(signed_for)) => signed_for,
+            _ => config.region.clone(),
+        };
+        verified.check_scope(service, region.as_str())?;
         if verified.session_token.is_some() {
             // Only temporary credentials have one, and this key is not temporary.
             return Err(aws_api::error::common::unrecognized_client());
         }
         let caller = Caller {
             account: config.account.clone(),
-            region: config.region.clone(),
+            region,
             principal_arn: format!("arn:aws:iam::{}:root", config.account),
             request_id: request_id.to_owned(),
         };

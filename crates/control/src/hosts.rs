@@ -11,7 +11,7 @@ mod reports;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use link::{AssignmentDelta, ControlEnd, RegistryAccess, TaskAssignment, ToAgent, ToControl};
 use model::assignment::{Assignment, Decision};
@@ -33,8 +33,10 @@ use crate::telemetry::logs::LogStore;
 const REPORT_BATCH: usize = 64;
 /// Log batches on their way to the log store; a full queue makes the agent wait.
 const LOG_QUEUE: usize = 64;
-/// Pause before a session is started anew after an error of the store.
+/// Pause before a session is started anew after an error of the store: the first, and the longest of those that follow
+/// one another (a full disk stays full for a while, and each try says so in the log).
 const RETRY: Duration = Duration::from_millis(200);
+const LONGEST_RETRY: Duration = Duration::from_secs(3);
 
 /// Makes the credentials with which a host pulls a task's images from the built-in registry.
 pub type RegistryGrant = Arc<dyn Fn(&Task) -> RegistryAccess + Send + Sync>;
@@ -97,11 +99,16 @@ impl Hosts {
     /// agent's next hello starts anew.
     pub async fn serve(&self, mut end: ControlEnd, mut stop: watch::Receiver<bool>) {
         let mut hello = None;
+        let mut pause = RETRY;
         loop {
+            let began = Instant::now();
             let outcome = tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => return,
                 outcome = self.session(&mut end, hello.take()) => outcome,
             };
+            if began.elapsed() > LONGEST_RETRY {
+                pause = RETRY;
+            }
             match outcome {
                 Ok(again) => hello = Some(again),
                 Err(SessionError::Closed) => return,
@@ -110,7 +117,11 @@ impl Hosts {
                         error = &error as &dyn std::error::Error,
                         "a host session ended; starting it anew"
                     );
-                    tokio::time::sleep(RETRY).await;
+                    tokio::select! {
+                        _ = stop.wait_for(|stop| *stop) => return,
+                        () = tokio::time::sleep(pause) => {}
+                    }
+                    pause = (pause * 2).min(LONGEST_RETRY);
                     if end.to_agent.send(ToAgent::SayHello).is_err() {
                         return;
                     }

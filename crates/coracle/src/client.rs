@@ -50,9 +50,13 @@ impl Client {
 
     /// Calls an operation. The service's own error can be found with `downcast_ref::<aws_api::Error>`.
     pub async fn call<O: Operation>(&self, input: &O::Input) -> anyhow::Result<O::Output> {
+        self.call_in::<O>(&self.server.region, input).await
+    }
+
+    /// The same in a region that may be another than the server's: CloudWatch Logs has all.
+    pub async fn call_in<O: Operation>(&self, region: &str, input: &O::Input) -> anyhow::Result<O::Output> {
         let endpoint = self.server.url.parse().context("the server's URL makes no sense")?;
-        let request =
-            aws_api::client::request::<O>(&endpoint, &self.credentials, &self.server.region, input, now())?;
+        let request = aws_api::client::request::<O>(&endpoint, &self.credentials, region, input, now())?;
         let (status, body) = self.send(request).await?;
         Ok(aws_api::client::parse::<O>(status, &body)?)
     }

@@ -88,7 +88,7 @@ fn start(
         return Decision::Refused { cause: ending::failed_to_start("No network interface id is left.") };
     };
     let Some(host) = hosts.choose(&task.intent.spec) else {
-        return Decision::Refused { cause: ending::failed_to_start(placement::NO_CAPACITY) };
+        return Decision::Refused { cause: ending::failed_to_start(&hosts.refusal(&task.intent.spec)) };
     };
     let Some(eni) = addresses.pick(&task.intent, EniId::from_random(id)) else {
         return Decision::Refused { cause: ending::failed_to_start(addresses::NO_ADDRESS) };

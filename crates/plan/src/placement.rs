@@ -52,6 +52,30 @@ impl Hosts {
             .map(|(id, _)| id.clone())
     }
 
+    /// Why [`Self::choose`] found no host: Fargate's words, and what they leave open where waiting would not help.
+    pub(crate) fn refusal(&self, spec: &TaskSpec) -> String {
+        let mut suited =
+            self.free.values().filter(|(host, _)| host.architecture == spec.architecture).peekable();
+        if suited.peek().is_none() {
+            return format!("{NO_CAPACITY}. No host runs programs for {}.", spec.architecture);
+        }
+        let mut suited = suited.filter(|(host, _)| host.isolations.contains(&spec.isolation)).peekable();
+        if suited.peek().is_none() {
+            let isolation = spec.isolation.as_str();
+            return format!(
+                "{NO_CAPACITY}. The task insists on the isolation '{isolation}', which no host has."
+            );
+        }
+        let need = spec.resources();
+        if !suited.any(|(host, _)| host.capacity.holds(need)) {
+            return format!(
+                "{NO_CAPACITY}. The task's {} CPU units, {} MiB of memory and {} GiB of storage are more than any host has.",
+                need.cpu_units, need.memory_mib, need.storage_gib
+            );
+        }
+        NO_CAPACITY.to_owned()
+    }
+
     pub(crate) fn take(&mut self, host: &HostId, spec: &TaskSpec) {
         if let Some((_, free)) = self.free.get_mut(host) {
             *free = free.minus(spec.resources());

@@ -122,8 +122,21 @@ fn a_task_goes_only_where_its_architecture_and_isolation_are() {
     let mut vm = task(2);
     vm.intent.spec.isolation = Isolation::Microvm;
     let plan = run(vec![arm, vm], vec![host("a", 8192)], &pools);
-    assert_eq!(refusal(&plan, 0), placement::NO_CAPACITY);
-    assert_eq!(refusal(&plan, 1), placement::NO_CAPACITY);
+    assert_eq!(refusal(&plan, 0), format!("{}. No host runs programs for arm64.", placement::NO_CAPACITY));
+    let insisting = "The task insists on the isolation 'microvm', which no host has.";
+    assert_eq!(refusal(&plan, 1), format!("{}. {insisting}", placement::NO_CAPACITY));
+}
+
+#[test]
+fn a_task_larger_than_any_host_is_told_so() {
+    let pools = pools(24);
+    let plan = run(vec![task(1)], vec![host("a", 511), host("b", 256)], &pools);
+    let told = refusal(&plan, 0);
+    assert!(told.starts_with(placement::NO_CAPACITY), "{told}");
+    assert!(
+        told.ends_with("256 CPU units, 512 MiB of memory and 20 GiB of storage are more than any host has."),
+        "{told}"
+    );
 }
 
 #[test]

@@ -129,6 +129,8 @@ pub(super) struct Inner {
     pub(super) pulls: Pulls,
     pub(super) builds: Builds,
     pub(super) upkeep: Mutex<Upkeep>,
+    /// Held by [`Inner::sync`], never while the index is locked.
+    pub(super) syncing: Mutex<()>,
     index: Mutex<Index>,
 }
 
@@ -149,6 +151,7 @@ impl ImageStore {
             builds: Builds::default(),
             index: Mutex::new(index),
             upkeep: Mutex::default(),
+            syncing: Mutex::default(),
         }));
         store.0.upkeep_later();
         Ok(store)

@@ -153,8 +153,10 @@ impl Inner {
         self.collect(|index, _| !index.is_over(self.options.disk_budget_bytes))
     }
 
-    /// Makes all that is in the store durable.
+    /// Makes all that is in the store durable. One at a time: who comes while another one runs would take what that one
+    /// has begun for done.
     pub(super) fn sync(&self) -> io::Result<()> {
+        let _one = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         let unsynced: Vec<(Digest, u64, bool)> = {
             let mut index = self.index();
             let layers = index.layers.iter().filter(|(_, layer)| !layer.record.is_synced());

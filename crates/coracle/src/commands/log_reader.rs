@@ -19,6 +19,8 @@ pub struct Event {
 /// Where a container's output is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamName {
+    /// The server's own, if none is named.
+    pub region: Option<String>,
     pub group: String,
     pub stream: String,
 }
@@ -30,7 +32,11 @@ pub fn stream_of(container: &ContainerDefinition, task_id: &str) -> Option<Strea
     let option = |name: &str| configuration.options.as_ref()?.get(name).filter(|value| !value.is_empty());
     let prefix = option("awslogs-stream-prefix").map_or("ecs", String::as_str);
     let name = container.name.as_deref().unwrap_or_default();
-    Some(StreamName { group: option("awslogs-group")?.clone(), stream: format!("{prefix}/{name}/{task_id}") })
+    Some(StreamName {
+        region: option("awslogs-region").cloned(),
+        group: option("awslogs-group")?.clone(),
+        stream: format!("{prefix}/{name}/{task_id}"),
+    })
 }
 
 /// Names and streams of a definition's containers that have one.
@@ -102,7 +108,8 @@ impl Cursor {
             start_from_head: Some(true),
             ..GetLogEventsRequest::default()
         };
-        match client.call::<GetLogEvents>(&request).await {
+        let region = self.name.region.as_deref().unwrap_or(&client.server.region);
+        match client.call_in::<GetLogEvents>(region, &request).await {
             Ok(page) => {
                 // A page without events has the token of where it began. Without a token given, that
                 // is before whatever comes, so it is good to go on from.
@@ -139,7 +146,10 @@ mod tests {
             ..ContainerDefinition::default()
         };
         let stream = stream_of(&container, "123").unwrap();
-        assert_eq!(stream, StreamName { group: "/a".to_owned(), stream: "p/web/123".to_owned() });
+        assert_eq!(
+            stream,
+            StreamName { region: None, group: "/a".to_owned(), stream: "p/web/123".to_owned() }
+        );
         container.log_configuration = None;
         assert_eq!(stream_of(&container, "123"), None);
     }

@@ -96,7 +96,11 @@ pub fn task(args: &RunArgs, server: &Endpoint, definition: String) -> RunTaskReq
 /// Where the output of the task is.
 pub fn stream(args: &RunArgs, task_id: &str) -> StreamName {
     let container = args.name.as_deref().unwrap_or(CONTAINER);
-    StreamName { group: LOG_GROUP.to_owned(), stream: format!("{LOG_PREFIX}/{container}/{task_id}") }
+    StreamName {
+        region: None,
+        group: LOG_GROUP.to_owned(),
+        stream: format!("{LOG_PREFIX}/{container}/{task_id}"),
+    }
 }
 
 /// `K=V`, or `K` with the value that it has here; left out if it has none, as `docker run` does.
