@@ -212,7 +212,7 @@ def network(arguments):
 
 def serve(settings, arguments):
     """Runs pytest against the server inside the machine, whose settings these are, and ends the server."""
-    environment = os.environ | {"CORACLE_E2E_REMOTE": json.dumps(settings)}
+    environment = os.environ | {"CORACLE": arguments.coracle, "CORACLE_E2E_REMOTE": json.dumps(settings)}
     command = [*shlex.split(arguments.pytest), *arguments.serve]
     arguments.tests_passed = subprocess.run(command, env=environment).returncode == 0
     socket.create_connection(("127.0.0.1", arguments.port + 1), timeout=30).close()

@@ -6,6 +6,14 @@ from server import REMOTE, RemoteServer, Server, leaks, until
 from tasks import IDLE, Tasks
 
 
+def pytest_collection_modifyitems(config, items):
+    """Against a server on another host, only tests with tasks on it say anything new."""
+    if REMOTE:
+        left_out = [item for item in items if not {"tasks", "server"} & set(item.fixturenames)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     """A failed test shows the end of its server's log."""

@@ -25,6 +25,9 @@ REMOTE = json.loads(os.environ.get("CORACLE_E2E_REMOTE", "null"))
 # How many times longer things may take: there, every instruction is emulated.
 PATIENCE = 6 if REMOTE else 1
 
+needs_own_host = pytest.mark.skipif(bool(REMOTE), reason="what it looks at is on this host, and the server is not")
+needs_speed = pytest.mark.skipif(bool(REMOTE), reason="an emulated processor is too slow for it")
+
 
 def free_port():
     with socket.socket() as sock:
@@ -74,7 +77,7 @@ class Server:
     def command(self):
         mode = ["--ephemeral"] if self.ephemeral else []
         listen = ["--listen", f"127.0.0.1:{self.port}"]
-        return [CORACLE, "up", "--state-dir", str(self.state_dir), *listen, *mode, *self.arguments]
+        return [CORACLE, "up", "--state-dir", str(self.state_dir), "--isolation", "container", *listen, *mode, *self.arguments]
 
     def launch(self):
         """Starts the process and does not wait for it to be ready."""
@@ -140,6 +143,11 @@ class Server:
     @property
     def region(self):
         return self.settings["AWS_REGION"]
+
+    @property
+    def isolation(self):
+        """Of tasks that do not say."""
+        return "microvm" if REMOTE else "container"
 
     def destroy(self):
         """Ends the server and its tasks, whatever state they are in."""

@@ -13,7 +13,7 @@ ROLE = "arn:aws:iam::000000000000:role/execution"
 # Runs until it is stopped; a first process without a handler for SIGTERM would be waited for.
 IDLE = "trap 'exit 7' TERM; sleep 1000 & wait"
 # A quarter of an emulated processor would have tests wait for what they do not test.
-CPU, MEMORY = ("1024", "2048") if REMOTE else ("256", "512")
+CPU, MEMORY = ("512", "1024") if REMOTE else ("256", "512")
 _numbers = itertools.count(1)
 
 

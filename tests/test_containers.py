@@ -231,7 +231,7 @@ def test_confinement(tasks):
         "grep -E '^(NoNewPrivs|Seccomp|CapEff|CapBnd)' /proc/self/status | tr '\\t' ' '; cat /proc/self/uid_map; "
         "ls /proc | grep -c '^[0-9]'; mount -t tmpfs x /mnt 2>/dev/null || echo no-mount; "
         "unshare -U true 2>/dev/null || echo no-unshare; echo x > /proc/sysrq-trigger || echo no-sysrq; "
-        "wc -c < /proc/kcore; ls -d /sys/firmware/* 2>/dev/null | wc -l; mknod /tmp/sda b 8 0 || echo no-device; "
+        "wc -c < /proc/kcore; ls -d /sys/firmware/* 2>/dev/null | wc -l; { mknod /tmp/disk b 254 16 && head -c 1 /tmp/disk; } || echo no-device; "
         "dmesg >/dev/null 2>&1 || echo no-dmesg"
     )
     text = "\n".join(ended.lines)
@@ -239,7 +239,8 @@ def test_confinement(tasks):
     assert facts["NoNewPrivs"] == "1" and facts["Seccomp"] == "2", text
     assert int(facts["CapEff"], 16) & (1 << 21 | 1 << 12 | 1 << 19) == 0, "SYS_ADMIN, NET_ADMIN or SYS_PTRACE"
     inside, outside, count = next(line for line in ended.lines if len(line.split()) == 3 and line.split()[0] == "0").split()
-    assert int(outside) >= 1 << 16 and int(count) <= 1 << 16, text
+    if tasks.server.isolation == "container":
+        assert int(outside) >= 1 << 16 and int(count) <= 1 << 16, text
     for word in ("no-mount", "no-unshare", "no-sysrq", "no-device", "no-dmesg"):
         assert word in ended.lines, text
 

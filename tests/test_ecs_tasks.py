@@ -33,7 +33,7 @@ def test_a_task_runs_and_ends(tasks):
     assert container["lastStatus"] == "RUNNING"
     assert container["imageDigest"].startswith("sha256:") and container["runtimeId"]
     assert running["connectivity"] == "CONNECTED" and running["launchType"] == "FARGATE"
-    assert {"name": "coracle.isolation", "value": "container"} in running["attributes"]
+    assert {"name": "coracle.isolation", "value": tasks.server.isolation} in running["attributes"]
     stopping = tasks.ecs.stop_task(task=arn, reason="enough of it")["task"]
     assert stopping["desiredStatus"] == "STOPPED"
     tasks.ecs.get_waiter("tasks_stopped").wait(tasks=[arn], WaiterConfig=FAST)
@@ -232,7 +232,7 @@ def test_out_of_memory(tasks):
 
 
 def test_memory_of_the_whole_task(tasks):
-    ended = tasks.run_to_end(tasks.container("tail", "/dev/zero"), memory="512")
+    ended = tasks.run_to_end(tasks.container("tail", "/dev/zero"), cpu="256", memory="512")
     assert ended.exit_code == 137 and "OutOfMemoryError" in ended.container["reason"]
 
 
@@ -260,6 +260,7 @@ def test_refused_requests(tasks):
 
 
 def test_refused_definitions(tasks):
+    small = {"cpu": "256", "memory": "512"}
     for size in ({"cpu": "300"}, {"cpu": "256", "memory": "4096"}, {"memory": "100"}):
         with refused("ClientException"):
             tasks.register(tasks.container("true"), **size)
@@ -267,11 +268,11 @@ def test_refused_definitions(tasks):
         with refused("ClientException", "No Fargate configuration exists"):
             tasks.register(tasks.container("true"), **size)
     with refused("ClientException", "greater than for the task"):
-        tasks.register(tasks.container("true", memory=513))
+        tasks.register(tasks.container("true", memory=513), **small)
     with refused("ClientException", "sum of the memory"):
-        tasks.register(tasks.container("true", memory=300), tasks.container("true", name="side", memory=300))
+        tasks.register(tasks.container("true", memory=300), tasks.container("true", name="side", memory=300), **small)
     with refused("ClientException", "sum of all container 'cpu' values"):
-        tasks.register(tasks.container("true", cpu=200), tasks.container("true", name="side", cpu=100))
+        tasks.register(tasks.container("true", cpu=200), tasks.container("true", name="side", cpu=100), **small)
     with refused("ClientException"):
         tasks.register(tasks.container("true"), tasks.container("true"))
     with refused("ClientException"):

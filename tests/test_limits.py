@@ -3,7 +3,7 @@
 import pathlib
 
 import pytest
-from server import instance_of, until
+from server import instance_of, needs_speed, until
 from tasks import IDLE
 
 TICKS = "i=0; while :; do dd if=/dev/zero of=/tmp/f bs=1M count=4 2>/dev/null && sync -d /tmp/f && echo tick $i; "
@@ -30,6 +30,7 @@ def neighbour(tasks):
     tasks.wait(arn, "STOPPED")
 
 
+@needs_speed
 def test_processes(tasks, neighbour):
     # Subshells that wait at a pipe: as many as the limit lets through.
     script = "mkfifo /p; n=0; while :; do (read x < /p) & n=$((n+1)); [ $((n % 500)) = 0 ] && echo $n; done"
@@ -40,6 +41,7 @@ def test_processes(tasks, neighbour):
     assert not group_files(tasks, ended.task["taskArn"], "pids", "pids.current")
 
 
+@needs_speed
 def test_fork_bomb(tasks, neighbour):
     arn = tasks.run(tasks.register(tasks.container("b() { b | b & }; b; sleep 1000", stopTimeout=1), cpu="512", memory="1024"))
     arn = arn["taskArn"]

@@ -4,7 +4,7 @@ import socket
 import threading
 import urllib.request
 
-from server import until
+from server import needs_own_host, until
 from tasks import IDLE
 
 NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -17,6 +17,7 @@ def serve(tasks):
     return tasks.wait(task["taskArn"], "RUNNING")
 
 
+@needs_own_host
 def test_from_the_host(tasks):
     task = serve(tasks)
 
@@ -73,6 +74,7 @@ class Listener:
             connection.close()
 
 
+@needs_own_host
 def test_services_of_the_host(tasks):
     loopback, everywhere = Listener("127.0.0.1"), Listener("0.0.0.0")
     probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -7,7 +7,7 @@ import subprocess
 
 import oci_image
 import pytest
-from server import clean_environment, free_port, until
+from server import clean_environment, free_port, needs_own_host, until
 
 
 def answers(port):
@@ -95,6 +95,7 @@ def test_deleted_image(tasks):
     assert ended.task["stopCode"] == "TaskFailedToStart" and "CannotPullContainerError" in ended.task["stoppedReason"]
 
 
+@needs_own_host
 def test_foreign_registry(tasks, foreign):
     port, process = foreign
     image = oci_image.build(Cmd=["echo", "from afar"])
@@ -109,6 +110,7 @@ def test_foreign_registry(tasks, foreign):
     assert "CannotPullContainerError" in missing.task["stoppedReason"]
 
 
+@needs_own_host
 def test_damaged_layers(tasks, foreign, tmp_path):
     """A registry that serves something else than it promised."""
     port, _ = foreign
