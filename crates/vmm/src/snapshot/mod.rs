@@ -5,6 +5,7 @@
 
 pub mod format;
 pub mod host;
+pub mod pager;
 pub mod restore;
 pub mod save;
 pub mod vcpu;
