@@ -120,3 +120,29 @@ fn another_file_is_no_userfaultfd() {
     let other = File::open("/dev/null").unwrap().into();
     assert!(Pager::start(&other, &memory, file().into(), Ending::new().unwrap()).is_err());
 }
+
+/// As the monitor in its jail, to which the agent hands the device over: the kernel's own accesses
+/// (KVM's, those of disks) are served, too, whatever `vm.unprivileged_userfaultfd` says.
+#[test]
+fn no_privileges_are_needed() {
+    const NOBODY: libc::c_long = 65534;
+    let device = device();
+    let thread = std::thread::spawn(move || {
+        // The system call itself changes this thread only, and those that it starts; the C library's
+        // function would change them all (setresuid(2), "C library/kernel differences").
+        // SAFETY: takes numbers.
+        #[allow(unsafe_code)]
+        let changed = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
+        assert_eq!(changed, 0, "root");
+        assert!(File::open("/dev/userfaultfd").is_err());
+        let memory = memory::anonymous(MIB).unwrap();
+        let ending = Ending::new().unwrap();
+        let _pager = Pager::start(&device, &memory, file().into(), ending.clone()).unwrap();
+        let mut into = tempfile::tempfile().unwrap();
+        memory.write_volatile_to(GuestAddress(5 * PAGE as u64), &mut into, 2 * PAGE).unwrap();
+        let mut first = [0];
+        into.read_exact_at(&mut first, 0).unwrap();
+        assert_eq!((first, ending.get()), ([2], None));
+    });
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
