@@ -10,11 +10,12 @@ use serde_json::{Value, json};
 /// Which lists of the file each kind of thread gets. Device and processor threads are started by the
 /// main thread and have its filter, too: the kernel takes the strictest answer, so the main thread's
 /// allows all that theirs do.
-const KINDS: [(&str, &[&str]); 3] = [
-    ("MAIN", &["common", "device", "vcpu", "main"]),
+const KINDS: [(&str, &[&str]); 4] = [
+    ("MAIN", &["common", "device", "vcpu", "pager", "main"]),
     ("DEVICE", &["common", "device"]),
     // A processor's access to a device's registers can make the device begin or end its work.
     ("VCPU", &["common", "device", "vcpu"]),
+    ("PAGER", &["common", "pager"]),
 ];
 
 fn main() {

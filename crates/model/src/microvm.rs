@@ -109,6 +109,11 @@ pub struct RestoreConfig {
     /// Whether the guest is told that it is a copy (VM generation id): true for all but a machine
     /// that is resumed in place of itself.
     pub new_identity: bool,
+    /// An open `/dev/userfaultfd` (Linux 6.1): the memory is read from its file page by page, when it
+    /// is first touched, instead of mapped from it; then a file that becomes unreadable ends the
+    /// machine with a reason. The file may not change as long as the machine lives.
+    #[serde(default)]
+    pub userfaultfd: Option<Attached>,
 }
 
 /// The devices, in the order in which the guest finds them.

@@ -105,5 +105,8 @@ pub fn boot(
     processor::start_at(&vcpus[0], &memory, kernel.entry)?;
 
     let bus = Bus::new(devices, serial);
-    Ok(Machine::new(Parts { vm, memory, bus, vcpus, balloon: backends.balloon, generation_line }, ending)?)
+    Ok(Machine::new(
+        Parts { vm, memory, bus, vcpus, balloon: backends.balloon, generation_line, pager: None },
+        ending,
+    )?)
 }

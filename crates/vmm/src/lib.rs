@@ -29,6 +29,7 @@ pub mod monitor;
 pub mod rate_limiter;
 pub mod seccomp;
 pub mod snapshot;
+pub mod userfaultfd;
 pub mod vcpu;
 pub mod virtio;
 pub mod vm;

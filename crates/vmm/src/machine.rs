@@ -13,6 +13,7 @@ use crate::device_thread::DeviceThread;
 use crate::ending::Ending;
 use crate::gate::Wanted;
 use crate::memory;
+use crate::snapshot::pager::Pager;
 use crate::vcpu::Vcpu;
 use crate::virtio::balloon;
 
@@ -24,6 +25,8 @@ pub struct Parts {
     pub vcpus: Vec<VcpuFd>,
     pub balloon: balloon::Control,
     pub generation_line: EventFd,
+    /// If the memory is served on demand.
+    pub pager: Option<Pager>,
 }
 
 /// A machine that runs or rests. Dropping it stops it.
@@ -32,6 +35,7 @@ pub struct Machine {
     vcpus: Vec<Vcpu>,
     device_threads: Vec<DeviceThread>,
     bus: Arc<Bus>,
+    pager: Option<Pager>,
     balloon: balloon::Control,
     generation_line: EventFd,
     vm: VmFd,
@@ -45,7 +49,7 @@ impl Machine {
     /// # Errors
     /// The host gives no more threads or descriptors.
     pub fn new(parts: Parts, ending: Ending) -> io::Result<Self> {
-        let Parts { vm, memory, bus, vcpus, balloon, generation_line } = parts;
+        let Parts { vm, memory, bus, vcpus, balloon, generation_line, pager } = parts;
         let bus = Arc::new(bus);
         let (blocking, others): (Vec<_>, Vec<_>) =
             bus.virtio_devices().iter().cloned().partition(|device| device.lock().device().is_blocking());
@@ -60,7 +64,8 @@ impl Machine {
             .into_iter()
             .map(|vcpu| Vcpu::spawn(vcpu, bus.clone(), ending.clone()))
             .collect::<Result<_, _>>()?;
-        let machine = Self { vcpus, device_threads, bus, balloon, generation_line, vm, memory, paused: true };
+        let machine =
+            Self { vcpus, device_threads, bus, pager, balloon, generation_line, vm, memory, paused: true };
         machine.wait_until_resting();
         Ok(machine)
     }
@@ -125,6 +130,12 @@ impl Machine {
     #[must_use]
     pub fn memory(&self) -> &GuestMemory {
         &self.memory
+    }
+
+    /// Whether pages that were never touched are still in a file, and not in the memory.
+    #[must_use]
+    pub fn is_served_on_demand(&self) -> bool {
+        self.pager.is_some()
     }
 
     #[must_use]

@@ -82,11 +82,7 @@ pub fn anonymous(mib: u32) -> Result<GuestMemory, MemoryError> {
 pub fn private_copy(mib: u32, file: OwnedFd) -> Result<GuestMemory, MemoryError> {
     let ranges = ranges(mib)?;
     let file = std::sync::Arc::new(File::from(file));
-    let expected = u64::from(mib) * MIB;
-    let actual = file.metadata()?.size();
-    if actual != expected {
-        return Err(MemoryError::FileSize { expected, actual });
-    }
+    check_size(mib, &file)?;
     let mut offset = 0;
     let mut regions = Vec::new();
     for (start, size) in ranges {
@@ -100,6 +96,16 @@ pub fn private_copy(mib: u32, file: OwnedFd) -> Result<GuestMemory, MemoryError>
         regions.push(GuestRegionMmap::new(mapping, start).ok_or(MemoryError::Size(mib))?);
     }
     Ok(GuestMemory::from_regions(regions)?)
+}
+
+/// Checks that a file holds the memory of such a machine.
+///
+/// # Errors
+/// Its size is another one.
+pub fn check_size(mib: u32, file: &File) -> Result<(), MemoryError> {
+    let expected = u64::from(mib) * MIB;
+    let actual = file.metadata()?.size();
+    if actual == expected { Ok(()) } else { Err(MemoryError::FileSize { expected, actual }) }
 }
 
 /// mmap(2)'s numbers, which vm-memory wants raw.

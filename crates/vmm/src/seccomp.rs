@@ -14,6 +14,8 @@ pub enum ThreadKind {
     Device,
     /// Runs a virtual processor.
     Vcpu,
+    /// Serves memory from a snapshot.
+    Pager,
 }
 
 /// Filters the calling thread, and those that it starts, for good. For all kinds, before any of the
@@ -26,6 +28,7 @@ pub fn filter(kind: ThreadKind) -> Result<(), seccompiler::Error> {
         ThreadKind::Main => &MAIN,
         ThreadKind::Device => &DEVICE,
         ThreadKind::Vcpu => &VCPU,
+        ThreadKind::Pager => &PAGER,
     })
 }
 

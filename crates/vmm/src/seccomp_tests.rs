@@ -2,7 +2,7 @@
 //! runs; and ended with the process when a device does what none may.
 
 use std::os::unix::process::ExitStatusExt;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
@@ -16,6 +16,7 @@ use crate::device_thread::DeviceThread;
 use crate::ending::Ending;
 use crate::gate::Wanted;
 use crate::memory;
+use crate::snapshot::pager::Pager;
 use crate::vcpu::{self, Vcpu};
 use crate::virtio::mmio::{MmioDevice, NOTIFY_OFFSET, Transport};
 use crate::virtio::{DeviceError, DeviceState, DeviceType, Interrupt, VirtioDevice, Vrings};
@@ -75,15 +76,20 @@ fn is_child(test: &str) -> bool {
 
 const CHILD: &str = "CORACLE_SECCOMP_TEST";
 
-/// Runs a test again as a process of its own, which must be ended for a forbidden system call.
-fn ends_by_its_filter(test: &str) {
+/// Runs a test again as a process of its own: how it has ended, and why.
+fn alone(test: &str) -> (ExitStatus, String) {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--include-ignored", "--nocapture"])
         .env(CHILD, test)
         .output()
         .unwrap();
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.signal(), Some(SIGSYS), "{}: {text}", output.status);
+    (output.status, String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// Runs a test alone; its process must be ended for a forbidden system call.
+fn ends_by_its_filter(test: &str) {
+    let (status, text) = alone(test);
+    assert_eq!(status.signal(), Some(SIGSYS), "{status}: {text}");
 }
 
 /// Filters (`proc_pid_status(5)`, `Seccomp`: 2) of this process's threads with this name.
@@ -144,6 +150,25 @@ fn wait_in_vain(ending: &Ending) {
     let mut ready = [PollFd::new(ending, PollFlags::IN)];
     poll(&mut ready, Some(&Timespec { tv_sec: 60, tv_nsec: 0 })).unwrap();
     panic!("still here; the machine's end: {:?}", ending.get());
+}
+
+#[test]
+fn a_pager_is_filtered_before_it_serves() {
+    let test = "seccomp::tests::a_pager_is_filtered_before_it_serves";
+    if !is_child(test) {
+        let (status, text) = alone(test);
+        assert!(status.success(), "{status}: {text}");
+        return;
+    }
+    let memory = memory::anonymous(memory::MIN_MIB).unwrap();
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(u64::from(memory::MIN_MIB) << 20).unwrap();
+    let device = std::fs::File::options().read(true).write(true).open("/dev/userfaultfd").unwrap();
+    let ending = Ending::new().unwrap();
+    let _pager = Pager::start(&device.into(), &memory, file.into(), ending).unwrap();
+    // It has served this.
+    assert_eq!(memory.read_obj::<u8>(GuestAddress(0)).unwrap(), 0);
+    assert_eq!(modes("pager"), ["2"]);
 }
 
 /// A machine whose only code reads a device's configuration.

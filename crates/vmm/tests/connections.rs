@@ -253,6 +253,7 @@ fn a_restored_machine_is_connected_anew() {
                 devices: devices(Some(Attached(3)), Attached(4)),
                 console: Some(Attached(2)),
                 new_identity: true,
+                userfaultfd: None,
             };
             let files: [&dyn AsFd; 5] = [&state, &memory, &console, &tap, &listener];
             let mut monitor = Monitor::start();

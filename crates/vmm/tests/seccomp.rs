@@ -15,6 +15,7 @@ use vmm::seccomp::{ThreadKind, filter};
 const KIND: &str = "SECCOMP_TEST_KIND";
 const ATTEMPT: &str = "SECCOMP_TEST_ATTEMPT";
 const SIGSYS: i32 = 31;
+const KINDS: [ThreadKind; 4] = [ThreadKind::Main, ThreadKind::Device, ThreadKind::Vcpu, ThreadKind::Pager];
 
 /// What code that has taken over a thread would like to do.
 fn attempt(name: &str) {
@@ -55,6 +56,7 @@ fn child() {
     let kind = match kind.as_str() {
         "Main" => ThreadKind::Main,
         "Device" => ThreadKind::Device,
+        "Pager" => ThreadKind::Pager,
         _ => ThreadKind::Vcpu,
     };
     rustix::thread::set_no_new_privs(true).unwrap();
@@ -76,7 +78,7 @@ fn end_of(kind: ThreadKind, attempt: &str) -> ExitStatus {
 
 #[test]
 fn what_is_forbidden_ends_the_process() {
-    for kind in [ThreadKind::Main, ThreadKind::Device, ThreadKind::Vcpu] {
+    for kind in KINDS {
         for attempt in [
             "open",
             "exec",
@@ -94,14 +96,14 @@ fn what_is_forbidden_ends_the_process() {
             assert_eq!(status.signal(), Some(SIGSYS), "{kind:?}: {attempt}: {status}");
         }
     }
-    for kind in [ThreadKind::Device, ThreadKind::Vcpu] {
+    for kind in KINDS.into_iter().filter(|kind| *kind != ThreadKind::Main) {
         assert_eq!(end_of(kind, "thread").signal(), Some(SIGSYS), "{kind:?} starts no threads");
     }
 }
 
 #[test]
 fn what_is_allowed_is_possible() {
-    for kind in [ThreadKind::Main, ThreadKind::Device, ThreadKind::Vcpu] {
+    for kind in KINDS {
         assert_eq!(end_of(kind, "nothing").code(), Some(0), "{kind:?}");
     }
     assert_eq!(end_of(ThreadKind::Main, "thread").code(), Some(0));

@@ -66,6 +66,7 @@ fn restore_config() -> RestoreConfig {
         devices: one_disk(3),
         console: Some(Attached(2)),
         new_identity: true,
+        userfaultfd: None,
     }
 }
 
@@ -189,4 +190,71 @@ fn a_snapshot_that_does_not_fit_is_refused_and_says_why() {
     let files: [&dyn AsFd; 4] = [&written.state, &written.memory, &console, &other];
     monitor.must(&Request::Restore(Box::new(restore_config())), &files);
     console.wait_for(" on other 2048");
+}
+
+/// As the agent opens it.
+fn userfaultfd() -> File {
+    File::options().read(true).write(true).open("/dev/userfaultfd").unwrap()
+}
+
+fn on_demand() -> RestoreConfig {
+    RestoreConfig { userfaultfd: Some(Attached(4)), ..restore_config() }
+}
+
+#[test]
+#[ignore = "needs KVM that runs Linux: make test-microvm"]
+fn a_machine_is_restored_on_demand_and_written_down_again() {
+    let written = snapshot(2, |_, _| {});
+    let (console, other) = (Console::new(), disk(b"other", 1 << 20));
+    let mut monitor = Monitor::start();
+    let files: [&dyn AsFd; 5] = [&written.state, &written.memory, &console, &other, &userfaultfd()];
+    monitor.must(&Request::Restore(Box::new(on_demand())), &files);
+    console.wait_until(|text| text.contains(" on other 2048") && counted(text) > written.count + 3);
+    let Response::Description(description) = monitor.ask(&Request::Describe, &[]) else { panic!() };
+    println!("restored in {} us", description.started_in_us);
+    let memory = resident(monitor.pid());
+    println!("{memory} KiB resident");
+    assert!(memory < 200 << 10, "all of it was read: {memory} KiB");
+    // What was never touched is in the next snapshot, too.
+    let (state, memory) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    monitor.must(&Request::Pause, &[]);
+    let count = counted(&console.text());
+    let request = Request::Snapshot { state: Attached(0), memory: Attached(1) };
+    monitor.must(&request, &[&state, &memory]);
+    monitor.must(&Request::Stop, &[]);
+    assert_eq!(monitor.wait_for_end(), Ended::Stopped);
+    let (mut again, console) = (Monitor::start(), Console::new());
+    let files: [&dyn AsFd; 4] = [&state, &memory, &console, &other];
+    again.must(&Request::Restore(Box::new(restore_config())), &files);
+    console.wait_until(|text| counted(text) > count + 3);
+}
+
+/// Of a process, in KiB.
+fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+#[ignore = "needs KVM that runs Linux: make test-microvm"]
+fn memory_that_cannot_be_served_ends_the_machine_with_a_reason() {
+    let written = snapshot(1, |_, _| {});
+    let (console, other) = (Console::new(), disk(b"other", 1 << 20));
+    let mut monitor = Monitor::start();
+    // Not the device: refused, and the monitor still restores.
+    let files: [&dyn AsFd; 5] = [&written.state, &written.memory, &console, &other, &other];
+    let text = monitor.must_refuse(&Request::Restore(Box::new(on_demand())), &files);
+    assert!(text.contains("served on demand"), "{text}");
+    let short = disk(b"", 100 << 20);
+    let files: [&dyn AsFd; 5] = [&written.state, &short, &console, &other, &userfaultfd()];
+    let text = monitor.must_refuse(&Request::Restore(Box::new(on_demand())), &files);
+    assert!(text.contains("memory file holds"), "{text}");
+    let files: [&dyn AsFd; 5] = [&written.state, &written.memory, &console, &other, &userfaultfd()];
+    monitor.must(&Request::Restore(Box::new(on_demand())), &files);
+    console.wait_until(|text| counted(text) > written.count + 1);
+    // The guest goes on until it needs what is gone.
+    written.memory.set_len(0).unwrap();
+    let Ended::Failed { message } = monitor.wait_for_end() else { panic!() };
+    assert!(message.contains("the snapshot's memory cannot be read"), "{message}");
 }

@@ -136,6 +136,7 @@ impl Machine {
                 console: Some(Attached(2)),
                 devices: devices(backing, listener, &mut files),
                 new_identity: true,
+                userfaultfd: None,
             };
             monitor.must(&Request::Restore(Box::new(config)), &files);
         })

@@ -185,6 +185,7 @@ pub async fn start(
         devices,
         console: None,
         new_identity: true,
+        userfaultfd: None,
     }));
     monitor.ask(&request, &files).await?;
     tracing::debug!(dir = %dir.display(), "restored a microVM");

@@ -5,6 +5,7 @@
 
 pub mod format;
 pub mod host;
+pub mod pager;
 pub mod pages;
 pub mod restore;
 pub mod save;

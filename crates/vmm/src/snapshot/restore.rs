@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io;
 
 use kvm_ioctls::{Kvm, VmFd};
-use model::microvm::RestoreConfig;
+use model::microvm::{Ended, RestoreConfig};
 
 use super::format::{self, FormatError, VmState};
 use super::host::{self, HostError};
+use super::pager::Pager;
 use super::vcpu::VcpuError;
 use crate::backends::{self, BackendError};
 use crate::boot::cpuid;
@@ -47,6 +48,10 @@ pub enum RestoreError {
     Device(usize, #[source] mmio::RestoreError),
     #[error("a console is given, but the snapshot's machine has no serial port")]
     NoSerialPort,
+    #[error("the memory cannot be served on demand")]
+    Pager(#[source] io::Error),
+    #[error("{0}")]
+    Ended(String),
     #[error("the snapshot has no processor")]
     NoVcpus,
     #[error("the host gives no more threads or descriptors")]
@@ -72,6 +77,7 @@ pub fn restore(
     let first = snapshot.vcpus.first().ok_or(RestoreError::NoVcpus)?;
     host::check_features(&first.cpuid, &cpuid::supported(host).map_err(kvm("CPUID"))?)?;
     let memory_file = files.take(config.memory)?;
+    let userfaultfd = config.userfaultfd.map(|file| files.take(file)).transpose()?;
     let console = config.console.map(|file| files.take(file)).transpose()?;
     if console.is_some() && snapshot.serial.is_none() {
         return Err(RestoreError::NoSerialPort);
@@ -82,7 +88,16 @@ pub fn restore(
         return Err(RestoreError::Devices { ours, theirs });
     }
 
-    let memory = memory::private_copy(snapshot.memory_mib, memory_file)?;
+    let (memory, pager) = match userfaultfd {
+        Some(device) => {
+            let memory = memory::anonymous(snapshot.memory_mib)?;
+            let file = File::from(memory_file);
+            memory::check_size(snapshot.memory_mib, &file)?;
+            let pager = Pager::start(&device, &memory, file.into(), ending.clone());
+            (memory, Some(pager.map_err(RestoreError::Pager)?))
+        }
+        None => (memory::private_copy(snapshot.memory_mib, memory_file)?, None),
+    };
     let vm = vm::create(host, &memory)?;
     let devices = vm::attach(&vm, &memory, backends.devices)?;
     let generation_line = vm::interrupt_line(&vm, bus::GENERATION_INTERRUPT)?;
@@ -111,8 +126,12 @@ pub fn restore(
         generation::renew(&memory)?;
         generation::notify(&generation_line);
     }
+    // Memory that could not be had is zeros: nothing may run with it.
+    if let Some(Ended::Failed { message }) = ending.get() {
+        return Err(RestoreError::Ended(message));
+    }
     let bus = Bus::new(devices, serial);
-    let parts = Parts { vm, memory, bus, vcpus, balloon: backends.balloon, generation_line };
+    let parts = Parts { vm, memory, bus, vcpus, balloon: backends.balloon, generation_line, pager };
     Ok(Machine::new(parts, ending)?)
 }
 

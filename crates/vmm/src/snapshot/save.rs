@@ -69,6 +69,8 @@ pub fn save(
         devices: devices.collect(),
         serial,
     };
+    // What is served on demand and was not asked for yet looks untouched, and is not zeros.
+    let pages = pages.filter(|_| !machine.is_served_on_demand());
     save_memory(machine.memory(), &File::from(memory), pages)?;
     // Last: a state file says that the memory file is whole.
     format::write(&File::from(state), &snapshot)?;
