@@ -219,8 +219,7 @@ fn a_machine_is_restored_on_demand_and_written_down_again() {
     let (state, memory) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
     monitor.must(&Request::Pause, &[]);
     let count = counted(&console.text());
-    let request = Request::Snapshot { state: Attached(0), memory: Attached(1) };
-    monitor.must(&request, &[&state, &memory]);
+    monitor.write_down(&state, &memory);
     monitor.must(&Request::Stop, &[]);
     assert_eq!(monitor.wait_for_end(), Ended::Stopped);
     let (mut again, console) = (Monitor::start(), Console::new());
