@@ -13,10 +13,12 @@ embed = CORACLE_SUPERVISOR_BIN=$(OUT)/$(TARGET)/$(1)/coracle-supervisor \
 	CORACLE_JAILER_BIN=$(OUT)/$(TARGET)/$(1)/coracle-jailer
 EMBED := $(call embed,supervisor)
 EMBED_DEV := $(call embed,supervisor-dev)
+# Where the lean kernel is kept; it is not cargo's, and compiled once for all trees that share the place.
+LEAN_KERNEL ?= $(OUT)/lean-kernel
 STATIC := CARGO_ENCODED_RUSTFLAGS="-Ctarget-feature=+crt-static"
 PYTHON := $(CURDIR)/.venv/bin/python
 
-.PHONY: help setup build release programs programs-dev test lint unit e2e test-v2 test-microvm fuzz demo bench clean
+.PHONY: help setup build release programs programs-dev test lint unit e2e test-v2 test-microvm fuzz demo bench lean-kernel clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -77,6 +79,9 @@ demo: setup release ## a web application on Coracle, from nothing (KEEP=1 leaves
 
 bench: setup release ## speed, beside docker and runc where they are installed
 	@CORACLE=$(OUT)/release/coracle $(PYTHON) bench/bench.py
+
+lean-kernel: ## compile a small kernel for microVMs, once (8 minutes); prints its package
+	@scripts/lean-kernel $(LEAN_KERNEL)
 
 clean: ## remove what was built
 	cargo clean
