@@ -61,7 +61,7 @@ test-microvm: build ## tests of microVMs on real KVM, in an emulated host
 	@$(STATIC) cargo build --locked -p vmm --profile supervisor-dev --target $(TARGET)
 	@tests=$$(cargo test --locked -q -p vmm --no-run --message-format json | grep -o '"executable":"[^"]*"' | cut -d'"' -f4 | sed 's/^/--test-binary /') && \
 	/usr/bin/python3 emulated-host/machine.py --cache $(OUT)/emulated-host --kvm --coracle $(OUT)/debug/coracle $$tests \
-	  --file $(SUPERVISOR_DEV)=/guest/supervisor \
+	  --file $(OUT)/$(TARGET)/supervisor-dev/coracle-supervisor=/guest/supervisor \
 	  $$(cd $(OUT)/$(TARGET)/supervisor-dev && for name in coracle-vmm coracle-jailer; do [ ! -e $$name ] || echo --file $$PWD/$$name=/bin/$$name; done)
 
 # What is found goes to a directory of its own: the corpus that is kept is to stay small.
