@@ -13,10 +13,12 @@ embed = CORACLE_SUPERVISOR_BIN=$(OUT)/$(TARGET)/$(1)/coracle-supervisor \
 	CORACLE_JAILER_BIN=$(OUT)/$(TARGET)/$(1)/coracle-jailer
 EMBED := $(call embed,supervisor)
 EMBED_DEV := $(call embed,supervisor-dev)
+# Where the lean kernel is kept; it is not cargo's, and compiled once for all trees that share the place.
+LEAN_KERNEL ?= $(OUT)/lean-kernel
 STATIC := CARGO_ENCODED_RUSTFLAGS="-Ctarget-feature=+crt-static"
 PYTHON := $(CURDIR)/.venv/bin/python
 
-.PHONY: help setup build release programs programs-dev test lint unit e2e test-v2 test-microvm fuzz demo bench clean
+.PHONY: help setup build release programs programs-dev test lint unit e2e test-v2 test-microvm fuzz demo bench lean-kernel clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,7 +61,7 @@ test-microvm: build ## tests of microVMs on real KVM, in an emulated host
 	@$(STATIC) cargo build --locked -p vmm --profile supervisor-dev --target $(TARGET)
 	@tests=$$(cargo test --locked -q -p vmm --no-run --message-format json | grep -o '"executable":"[^"]*"' | cut -d'"' -f4 | sed 's/^/--test-binary /') && \
 	/usr/bin/python3 emulated-host/machine.py --cache $(OUT)/emulated-host --kvm --coracle $(OUT)/debug/coracle $$tests \
-	  --file $(SUPERVISOR_DEV)=/guest/supervisor \
+	  --file $(OUT)/$(TARGET)/supervisor-dev/coracle-supervisor=/guest/supervisor \
 	  $$(cd $(OUT)/$(TARGET)/supervisor-dev && for name in coracle-vmm coracle-jailer; do [ ! -e $$name ] || echo --file $$PWD/$$name=/bin/$$name; done)
 
 # What is found goes to a directory of its own: the corpus that is kept is to stay small.
@@ -77,6 +79,9 @@ demo: setup release ## a web application on Coracle, from nothing (KEEP=1 leaves
 
 bench: setup release ## speed, beside docker and runc where they are installed
 	@CORACLE=$(OUT)/release/coracle $(PYTHON) bench/bench.py
+
+lean-kernel: ## compile a small kernel for microVMs, once (8 minutes); prints its package
+	@scripts/lean-kernel $(LEAN_KERNEL)
 
 clean: ## remove what was built
 	cargo clean

@@ -145,7 +145,10 @@ def root_tree(root, kernel, arguments):
     host.modules(kernel, names)
     host.path("/modules").write_text(" ".join(names) + "\n")
     if arguments.kvm:
-        entries = guest_kernel.put(kernel, host)
+        guests = kernel
+        if arguments.guest_kernel:
+            guests = packages.kernel_in(arguments.guest_kernel, host.root.with_name("guest-kernel"))
+        entries = guest_kernel.put(guests, host)
     for file in arguments.file:
         source, separator, target = file.partition("=")
         if not separator:
@@ -245,6 +248,8 @@ def arguments_of(command_line):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=pathlib.Path, required=True, help="where unpacked packages are kept")
     parser.add_argument("--kvm", action="store_true", help="a host with AMD-V, /dev/kvm and a guest kernel")
+    parser.add_argument("--guest-kernel", type=pathlib.Path, metavar="PACKAGE",
+                        help="for guests, instead of the host's own kernel")
     parser.add_argument("--coracle", help="the program to be tested; its supervisor lies beside it")
     parser.add_argument("--test-binary", action="append", default=[], help="run in it, with --ignored on KVM")
     parser.add_argument("--file", action="append", default=[], metavar="HOST=GUEST", help="put into it")

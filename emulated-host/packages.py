@@ -24,7 +24,7 @@ class Kernel:
     """An unpacked kernel package."""
 
     def __init__(self, tree, archive):
-        self.release = next((tree / "lib/modules").iterdir()).name
+        self.release = next((tree / "boot").glob("vmlinuz-*")).name.removeprefix("vmlinuz-")
         self.vmlinuz = tree / "boot" / f"vmlinuz-{self.release}"
         self.module_base = tree / "lib/modules" / self.release
         self.archive = archive
@@ -32,7 +32,8 @@ class Kernel:
     def modules(self, names):
         """The files of these modules and of all that they need, each before what needs it."""
         needs = {}
-        for line in (self.module_base / "modules.dep").read_text().splitlines():
+        index = self.module_base / "modules.dep"
+        for line in index.read_text().splitlines() if index.exists() else []:  # all may be built in
             path, _, rest = line.partition(":")
             needs[path] = rest.split()
         by_name = {pathlib.Path(path).name.split(".")[0].replace("-", "_"): path for path in needs}
@@ -58,6 +59,15 @@ def unpacked(cache, package):
     return tree
 
 
+def kernel_in(package, tree):
+    """The kernel of a package file, unpacked into a new directory."""
+    run("dpkg", "-x", str(package), str(tree))
+    kernel = Kernel(tree, package)
+    if kernel.module_base.exists():
+        run("depmod", "-b", str(tree), kernel.release)
+    return kernel
+
+
 def cloud_kernel(cache):
     """Downloads and unpacks the newest package, if that is not done."""
     package = newest_kernel_package()
@@ -74,9 +84,7 @@ def cloud_kernel(cache):
             run("apt-get", "download", "-qq", package, cwd=scratch)
             downloaded = next(pathlib.Path(scratch).glob("*.deb"))
             if not tree.exists():
-                run("dpkg", "-x", str(downloaded), f"{scratch}/tree")
-                release = next(pathlib.Path(scratch, "tree/lib/modules").iterdir()).name
-                run("depmod", "-b", f"{scratch}/tree", release)
+                kernel_in(downloaded, pathlib.Path(scratch, "tree"))
                 os.rename(f"{scratch}/tree", tree)
             os.rename(downloaded, archive)
     return Kernel(tree, archive)
