@@ -33,10 +33,13 @@ pub fn follow_clock(now: Timestamp) -> Result<()> {
     let ours = clock_gettime(ClockId::Realtime);
     let ours_ms = ours.tv_sec.saturating_mul(1000).saturating_add(ours.tv_nsec / 1_000_000);
     let behind_ms = now.0.saturating_sub(ours_ms);
-    match behind_ms.saturating_abs() {
-        ..=TOLERANCE_MS => Ok(()),
-        ..=STEP_BEYOND_MS => sys::slew_clock(behind_ms * 1000).context("slew the clock"),
-        _ => clock_settime(ClockId::Realtime, timespec(now)).context("set the clock"),
+    let off_ms = behind_ms.saturating_abs();
+    if off_ms <= TOLERANCE_MS {
+        Ok(())
+    } else if off_ms <= STEP_BEYOND_MS {
+        sys::slew_clock(behind_ms * 1000).context("slew the clock")
+    } else {
+        clock_settime(ClockId::Realtime, timespec(now)).context("set the clock")
     }
 }
 
