@@ -22,6 +22,8 @@ const AVAILABLE: u64 = 0x4000;
 const USED: u64 = 0x8000;
 /// Where such a driver's buffers are.
 const BUFFERS: u64 = 0x8_0000;
+/// Lengths of buffers that drivers use: of a status, of headers, of data with a status behind it.
+const LENGTHS: [u16; 12] = [1, 4, 12, 16, 21, 44, 513, 1025, 1536, 4096, 4140, 8191];
 /// The most deeds of one guest.
 const MAX_STEPS: usize = 400;
 
@@ -176,7 +178,7 @@ impl Guest {
         let count = input.byte() % 6 + 1;
         let mut written = 0;
         for number in 1..=count {
-            let (kind, length) = (input.byte(), u32::from(input.u16()));
+            let (kind, length) = (input.byte(), u32::from(length(input)));
             let index = *free;
             *free = (index + 1) % size;
             let mut flags = u16::from(number < count) | if kind & 1 != 0 { 2 } else { 0 };
@@ -246,6 +248,11 @@ impl Guest {
             self.device = device;
         }
     }
+}
+
+fn length(input: &mut Input<'_>) -> u16 {
+    let length = input.u16();
+    if length < 0x8000 { length } else { LENGTHS[usize::from(length) % LENGTHS.len()] }
 }
 
 /// An address in memory, at its edges, or anywhere.

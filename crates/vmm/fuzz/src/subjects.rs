@@ -30,22 +30,24 @@ pub fn file(contents: &[u8], size: u64) -> File {
 
 pub struct Disk {
     parts: Vec<File>,
+    sizes: [u64; 2],
     read_only: bool,
 }
 
 impl Disk {
-    const SIZES: [u64; 2] = [64 << 10, 16 << 10];
     const CONTENTS: &[u8] = b"the image of all tasks";
 
     pub fn new(input: &mut Input<'_>) -> Self {
-        let parts = Self::SIZES.map(|size| file(Self::CONTENTS, size)).into();
-        Self { parts, read_only: input.flag() }
+        let read_only = input.flag();
+        // Only between parts that cannot be written to is there a gap.
+        let sizes = [if read_only { 63_000 } else { 64 << 10 }, 16 << 10];
+        Self { parts: sizes.map(|size| file(Self::CONTENTS, size)).into(), sizes, read_only }
     }
 }
 
 impl Subject for Disk {
     fn device(&mut self) -> Box<dyn VirtioDevice> {
-        for (part, size) in self.parts.iter().zip(Self::SIZES) {
+        for (part, size) in self.parts.iter().zip(self.sizes) {
             part.set_len(size).expect("it is open for writing");
         }
         let parts = self.parts.iter().map(|part| part.try_clone().expect("few descriptors are open"));
@@ -72,13 +74,13 @@ impl Subject for Disk {
     /// The file becomes shorter, or as long as it was.
     fn host(&mut self, input: &mut Input<'_>) {
         if !self.read_only {
-            let size = if input.flag() { Self::SIZES[1] } else { u64::from(input.u16() % 0x4000) };
+            let size = if input.flag() { self.sizes[1] } else { u64::from(input.u16() % 0x4000) };
             let _ = self.parts[1].set_len(size);
         }
     }
 
     fn check(&mut self) {
-        for (part, size) in self.parts.iter().zip(Self::SIZES) {
+        for (part, size) in self.parts.iter().zip(self.sizes) {
             let length = part.metadata().expect("it is open").len();
             assert!(length <= size, "a disk's file has grown to {length} bytes");
             if self.read_only {
@@ -333,7 +335,9 @@ impl VirtioDevice for Consumer {
 /// Any device of this kind, for a state that was read from a file.
 pub fn any(state: &DeviceState) -> Box<dyn VirtioDevice> {
     match state {
-        DeviceState::Block(state) => Disk { parts: vec![], read_only: state.read_only }.device(),
+        DeviceState::Block(state) => {
+            Disk { parts: vec![], sizes: [0; 2], read_only: state.read_only }.device()
+        }
         DeviceState::Net(_) => Box::new(
             Net::new(None::<OwnedFd>, [2, 0, 0, 0, 0, 1], None, None, None).expect("a device without a tap"),
         ),
