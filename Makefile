@@ -18,7 +18,7 @@ LEAN_KERNEL ?= $(OUT)/lean-kernel
 STATIC := CARGO_ENCODED_RUSTFLAGS="-Ctarget-feature=+crt-static"
 PYTHON := $(CURDIR)/.venv/bin/python
 
-.PHONY: help setup build release programs programs-dev test lint unit e2e test-v2 test-microvm fuzz demo bench lean-kernel clean
+.PHONY: help setup build release programs programs-dev test lint unit e2e test-v2 test-microvm test-monitor e2e-microvm fuzz demo bench lean-kernel clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,7 +57,15 @@ test-v2: build ## the same tasks on a host with pure cgroup v2, emulated
 	/usr/bin/python3 emulated-host/machine.py --cache $(OUT)/emulated-host --coracle $$CORACLE --test-binary $$test
 
 # Each test binary of the monitor; those of its tests that need KVM are ignored elsewhere.
-test-microvm: build ## tests of microVMs on real KVM, in an emulated host
+test-microvm: test-monitor e2e-microvm ## tests of microVMs on real KVM, in an emulated host
+
+# The end-to-end tests run here, against a server there that gives each task a microVM.
+e2e-microvm: build
+	@/usr/bin/python3 emulated-host/machine.py --cache $(OUT)/emulated-host --kvm --coracle $(OUT)/debug/coracle \
+	  --memory 8G --limit 900 --results $(OUT)/e2e-microvm --pytest "$(PYTHON) -m pytest" \
+	  --serve -q -n 2 -p no:cacheprovider $(or $(TESTS),tests)
+
+test-monitor: build
 	@$(STATIC) cargo build --locked -p vmm --profile supervisor-dev --target $(TARGET)
 	@tests=$$(cargo test --locked -q -p vmm --no-run --message-format json | grep -o '"executable":"[^"]*"' | cut -d'"' -f4 | sed 's/^/--test-binary /') && \
 	/usr/bin/python3 emulated-host/machine.py --cache $(OUT)/emulated-host --kvm --coracle $(OUT)/debug/coracle $$tests \

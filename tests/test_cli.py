@@ -154,7 +154,7 @@ def test_output_for_programs(cli, shown, image, server):
     coverage = cli.json("api-coverage")
     assert 0 < coverage["ecs"]["served"] < coverage["ecs"]["total"]
     checks = {check["name"]: check for check in cli.json("doctor")["checks"]}
-    assert {"kvm", "cgroups", "nftables", "overlayfs", "disk"} <= checks.keys()
+    assert {"kvm", "guest-kernel", "cgroups", "nftables", "overlayfs", "disk"} <= checks.keys()
     detached = cli.json("run", "--detach", image, "true")
     assert detached["taskArn"].startswith("arn:aws:ecs:")
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use agent::guest::KernelStore;
+use agent::guest::{IN_STATE, KernelStore};
 use agent::host::kvm::{self, KvmState};
 use agent::sandbox::template::MachineFiles;
 use anyhow::{Context, bail};
@@ -10,9 +10,6 @@ use model::spec::Isolation;
 
 use crate::programs::Program;
 use crate::state_dir::StateDir;
-
-/// Where guest kernels are kept, in the state directory.
-pub const GUEST_KERNELS: &str = "agent/guest";
 
 /// `--isolation`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -67,7 +64,7 @@ pub async fn choose(wish: Wish, state: &StateDir, programs: &Path) -> anyhow::Re
 }
 
 async fn machines(state: &StateDir, programs: &Path) -> anyhow::Result<MachineFiles> {
-    let kernels = KernelStore::new(state.join(GUEST_KERNELS));
+    let kernels = KernelStore::new(state.join(IN_STATE));
     let supervisor = Program::Supervisor.provide(programs)?;
     let (jailer, monitor) = (Program::Jailer.provide(programs)?, Program::Monitor.provide(programs)?);
     let making = move || {

@@ -24,6 +24,8 @@ use std::path::{Path, PathBuf};
 
 pub use store::{Kernel, KernelDescription, KernelStore};
 
+/// Where guest kernels are kept, in the state directory.
+pub const IN_STATE: &str = "agent/guest";
 /// The meta package that always depends on Debian's newest kernel for virtual machines.
 pub const DEBIAN_META_PACKAGE: &str = "linux-image-cloud-amd64";
 

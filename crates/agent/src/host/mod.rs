@@ -16,6 +16,7 @@ use std::process::{Command, Stdio};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Cgroups, Version};
+use crate::guest::{self, KernelStore};
 use crate::instance::Instance;
 use crate::net::{firewall, netns};
 use crate::{loop_device, scratch};
@@ -118,6 +119,7 @@ pub fn probe(state_dir: &Path) -> HostFacts {
         as_root(LOOP_DEVICES, loop_devices),
         mkfs(),
         check_kvm(&kvm),
+        guest_kernel(&KernelStore::new(state_dir.join(guest::IN_STATE)), &kvm),
         disk(existing, disk_free),
         check_memory(memory_total, memory_available, cpus),
     ];
@@ -348,6 +350,21 @@ fn check_kvm(state: &kvm::KvmState) -> Check {
             reason.as_str(),
             format!("the hypervisor below does not really offer nesting; {CONTAINER}"),
         ),
+    }
+}
+
+fn guest_kernel(store: &KernelStore, kvm: &kvm::KvmState) -> Check {
+    const NAME: &str = "guest-kernel";
+    match store.newest() {
+        Ok(Some(kernel)) => {
+            let (release, version) = (&kernel.description().release, &kernel.description().version);
+            Check::ok(NAME, format!("{release}, version {version}"))
+        }
+        Ok(None) if matches!(kvm, kvm::KvmState::RunsGuestCode) => {
+            Check::warn(NAME, "none", "coracle kernel install; until then, tasks run in containers")
+        }
+        Ok(None) => Check::ok(NAME, "none, and of no use without KVM"),
+        Err(error) => Check::warn(NAME, error.to_string(), "as root, more can be told"),
     }
 }
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use agent::guest::{DEBIAN_META_PACKAGE, Kernel, KernelStore};
+use agent::guest::{DEBIAN_META_PACKAGE, IN_STATE, Kernel, KernelStore};
 use anyhow::{Context as _, bail};
 use serde_json::json;
 
@@ -35,7 +35,7 @@ pub enum KernelCommand {
 
 /// Where a server with this state directory has its guest kernels.
 pub fn store(state_dir: &Path) -> KernelStore {
-    KernelStore::new(state_dir.join("agent").join("guest"))
+    KernelStore::new(state_dir.join(IN_STATE))
 }
 
 pub fn main(context: &Context, command: &KernelCommand) -> anyhow::Result<()> {
