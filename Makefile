@@ -18,7 +18,7 @@ LEAN_KERNEL ?= $(OUT)/lean-kernel
 STATIC := CARGO_ENCODED_RUSTFLAGS="-Ctarget-feature=+crt-static"
 PYTHON := $(CURDIR)/.venv/bin/python
 
-.PHONY: help setup build release programs programs-dev test lint unit e2e test-v2 test-microvm test-monitor e2e-microvm fuzz demo bench lean-kernel clean
+.PHONY: help setup build release programs programs-dev test lint unit e2e test-v2 test-microvm test-monitor e2e-microvm fuzz demo demo-microvm bench lean-kernel clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -87,6 +87,12 @@ demo: setup release ## a web application on Coracle, from nothing (KEEP=1 leaves
 
 bench: setup release ## speed, beside docker and runc where they are installed
 	@CORACLE=$(OUT)/release/coracle $(PYTHON) bench/bench.py
+
+# A command on a machine with KVM: this one, or the emulated host.
+KVM_HOST = /usr/bin/python3 emulated-host/kvm_host.py --cache $(OUT)/emulated-host --coracle $(OUT)/debug/coracle
+
+demo-microvm: build ## tasks with kernels of their own, and one that crashes its kernel
+	@$(KVM_HOST) --put scripts/demo-microvm '$$FILES/demo-microvm'
 
 lean-kernel: ## compile a small kernel for microVMs, once (8 minutes); prints its package
 	@scripts/lean-kernel $(LEAN_KERNEL)

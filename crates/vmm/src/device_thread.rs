@@ -10,7 +10,7 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::ending::Ending;
-use crate::gate::{Gate, Wanted};
+use crate::gate::{Gate, STACK, Wanted};
 use crate::seccomp::{self, ThreadKind};
 use crate::virtio::Source;
 use crate::virtio::mmio::MmioDevice;
@@ -76,7 +76,7 @@ impl DeviceThread {
         let gate = Arc::new(Gate::new(Wanted::Rest));
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let mut served = Served::new(devices, wake.clone())?;
-        let thread = std::thread::Builder::new().name("device".into()).spawn({
+        let thread = std::thread::Builder::new().name("device".into()).stack_size(STACK).spawn({
             let gate = gate.clone();
             move || {
                 let _panic = ending.on_panic("device");

@@ -2,6 +2,10 @@
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+/// The stack of a thread that rests at a gate, in bytes. Rust's usual 2 MiB are as large as a huge page: where the host
+/// gives one, all of it is resident, which doubles what a monitor costs.
+pub const STACK: usize = 256 << 10;
+
 /// What a thread is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {

@@ -11,7 +11,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
 use crate::ending::Ending;
-use crate::gate::{Gate, Wanted};
+use crate::gate::{Gate, STACK, Wanted};
 use crate::seccomp::{self, ThreadKind};
 
 /// Sends the threads out of `KVM_RUN`. Its handler does nothing: it is there to interrupt.
@@ -74,7 +74,7 @@ impl Vcpu {
         let fd = Arc::new(Mutex::new(fd));
         let immediate_exit = ImmediateExit::new(&fd);
         let gate = Arc::new(Gate::new(Wanted::Rest));
-        let thread = std::thread::Builder::new().name("vcpu".into()).spawn({
+        let thread = std::thread::Builder::new().name("vcpu".into()).stack_size(STACK).spawn({
             let (fd, gate, immediate_exit) = (fd.clone(), gate.clone(), immediate_exit.clone());
             move || {
                 let _panic = ending.on_panic("vCPU");

@@ -46,6 +46,9 @@ pub struct RunArgs {
     /// The cluster's name or ARN; without it, the default cluster.
     #[arg(long)]
     cluster: Option<String>,
+    /// Allow the container all that its kernel can do; for tasks with a kernel of their own (microVMs).
+    #[arg(long)]
+    privileged: bool,
     /// Print the task's id and leave it running.
     #[arg(short, long)]
     detach: bool,

@@ -55,6 +55,7 @@ pub fn definition(
         command: (!args.command.is_empty()).then(|| args.command.clone()),
         environment: Some(environment(&args.env, variable)?.into()),
         port_mappings: Some(ports.collect()),
+        privileged: args.privileged.then_some(true),
         log_configuration: Some(LogConfiguration {
             log_driver: "awslogs".to_owned(),
             options: Some(options),
