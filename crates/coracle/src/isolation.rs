@@ -4,7 +4,7 @@ use std::path::Path;
 
 use agent::guest::{IN_STATE, KernelStore};
 use agent::host::kvm::{self, KvmState};
-use agent::sandbox::template::MachineFiles;
+use agent::sandbox::template::{Loading, MachineFiles, USERFAULTFD};
 use anyhow::{Context, bail};
 use model::spec::Isolation;
 
@@ -20,6 +20,28 @@ pub enum Wish {
     Container,
     /// A kernel per task. Tasks that insist on a container (tag coracle.isolation) get one.
     Microvm,
+}
+
+/// `--microvm-memory`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Memory {
+    /// Mapped from the template's file: the fastest, and tasks share what they only read.
+    Mapped,
+    /// Read when it is first touched (userfaultfd, Linux 6.1): for state directories on storage that
+    /// may fail, as a task whose memory cannot be read ends with that reason.
+    OnDemand,
+}
+
+impl Memory {
+    fn loading(self) -> anyhow::Result<Loading> {
+        match self {
+            Self::Mapped => Ok(Loading::Mapped),
+            Self::OnDemand if Path::new(USERFAULTFD).exists() => Ok(Loading::OnDemand),
+            Self::OnDemand => {
+                bail!("--microvm-memory on-demand: there is no {USERFAULTFD} (Linux 6.1 has it)")
+            }
+        }
+    }
 }
 
 /// What was chosen.
@@ -38,10 +60,11 @@ impl Choice {
 
 /// # Errors
 /// MicroVMs are wished for and cannot be had; why, and what to do.
-pub async fn choose(wish: Wish, state: &StateDir, programs: &Path) -> anyhow::Result<Choice> {
+pub async fn choose(wish: Wish, memory: Memory, state: &StateDir, programs: &Path) -> anyhow::Result<Choice> {
     if wish == Wish::Container {
         return Ok(Choice::containers());
     }
+    let loading = memory.loading()?;
     let probed = tokio::task::spawn_blocking(kvm::probe).await.context("KVM cannot be probed")?;
     let obstacle = match probed {
         KvmState::RunsGuestCode => None,
@@ -50,7 +73,7 @@ pub async fn choose(wish: Wish, state: &StateDir, programs: &Path) -> anyhow::Re
         KvmState::Unusable(why) => Some(format!("this machine's KVM cannot run a Linux guest: {why}")),
     };
     let machines = match obstacle {
-        None => machines(state, programs).await,
+        None => machines(loading, state, programs).await,
         Some(why) => Err(anyhow::anyhow!(why)),
     };
     match (machines, wish) {
@@ -63,7 +86,7 @@ pub async fn choose(wish: Wish, state: &StateDir, programs: &Path) -> anyhow::Re
     }
 }
 
-async fn machines(state: &StateDir, programs: &Path) -> anyhow::Result<MachineFiles> {
+async fn machines(loading: Loading, state: &StateDir, programs: &Path) -> anyhow::Result<MachineFiles> {
     let kernels = KernelStore::new(state.join(IN_STATE));
     let supervisor = Program::Supervisor.provide(programs)?;
     let (jailer, monitor) = (Program::Jailer.provide(programs)?, Program::Monitor.provide(programs)?);
@@ -74,7 +97,7 @@ async fn machines(state: &StateDir, programs: &Path) -> anyhow::Result<MachineFi
         // Those of before are kept by what still runs on them, if anything does.
         kernels.remove_others(&kernel)?;
         let initramfs = kernel.initramfs(&supervisor)?;
-        anyhow::Ok(MachineFiles { jailer, monitor, kernel: kernel.vmlinux(), initramfs })
+        anyhow::Ok(MachineFiles { jailer, monitor, kernel: kernel.vmlinux(), initramfs, loading })
     };
     tokio::task::spawn_blocking(making).await.context("the guest kernel cannot be made ready")?
 }

@@ -74,7 +74,7 @@ impl Roles {
         url: &str,
     ) -> anyhow::Result<Self> {
         let programs = state.join("agent/bin");
-        let isolation = isolation::choose(args.isolation, state, &programs).await?;
+        let isolation = isolation::choose(args.isolation, args.microvm_memory, state, &programs).await?;
         let config = ControlConfig {
             dir: state.path().to_owned(),
             account: args.account.clone(),

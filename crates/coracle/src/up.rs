@@ -33,6 +33,9 @@ pub struct UpArgs {
     /// What isolates tasks.
     #[arg(long, value_enum, default_value_t = isolation::Wish::Auto)]
     pub isolation: isolation::Wish,
+    /// How the memory of microVMs comes in from their template.
+    #[arg(long, value_enum, default_value_t = isolation::Memory::Mapped)]
+    pub microvm_memory: isolation::Memory,
     /// Keep the state in a directory of its own that is removed at exit, tasks included; `coracle
     /// reset` empties it in between.
     #[arg(long)]

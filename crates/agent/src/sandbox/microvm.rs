@@ -23,7 +23,7 @@ use model::sandbox::{FromSupervisor, Layer, SandboxPhase};
 
 use super::connection::{self, Connection, ConnectionError};
 use super::monitor::{self, Files, Monitor, MonitorError};
-use super::template::Template;
+use super::template::{Loading, Template, USERFAULTFD};
 
 /// What the guest's kernel and supervisor need beside the task's own memory, in MiB. The task's
 /// containers are held to the task's memory by the guest's cgroup.
@@ -177,6 +177,14 @@ pub async fn start(
     backing.scratch = Some(scratch.map_err(MicrovmError::io("open", &task.scratch))?);
     backing.tap = Some(task.tap);
 
+    let faults = match template.loading {
+        Loading::Mapped => None,
+        Loading::OnDemand => {
+            let path = Path::new(USERFAULTFD);
+            Some(File::open(path).map_err(MicrovmError::io("open", path))?)
+        }
+    };
+
     let mut files = Files::default();
     let devices = backing.devices(task.mac, &mut files)?;
     let request = Request::Restore(Box::new(RestoreConfig {
@@ -185,7 +193,7 @@ pub async fn start(
         devices,
         console: None,
         new_identity: true,
-        userfaultfd: None,
+        userfaultfd: faults.as_ref().map(|faults| files.attach(faults)).transpose()?,
     }));
     monitor.ask(&request, &files).await?;
     tracing::debug!(dir = %dir.display(), "restored a microVM");

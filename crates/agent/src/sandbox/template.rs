@@ -24,6 +24,20 @@ const COMMAND_LINE: &str = "quiet loglevel=1 reboot=k panic=-1 pci=off 8250.nr_u
                             i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd \
                             random.trust_cpu=on net.ifnames=0 rdinit=/init";
 
+/// How a restored machine's memory comes in from the template's file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Loading {
+    /// Mapped privately: the kernel reads what is touched, and shares what is only read.
+    #[default]
+    Mapped,
+    /// Read by the monitor when it is first touched (userfaultfd(2), Linux 6.1): a file that becomes
+    /// unreadable ends the task with a reason, but nothing is shared.
+    OnDemand,
+}
+
+/// What [`Loading::OnDemand`] needs of the host.
+pub const USERFAULTFD: &str = "/dev/userfaultfd";
+
 /// What machines are made of.
 #[derive(Clone, Debug)]
 pub struct MachineFiles {
@@ -33,6 +47,7 @@ pub struct MachineFiles {
     pub kernel: PathBuf,
     /// With the supervisor as `/init`.
     pub initramfs: PathBuf,
+    pub loading: Loading,
 }
 
 impl MachineFiles {
@@ -57,12 +72,13 @@ pub struct Template {
     dir: PathBuf,
     pub state: File,
     pub memory: File,
+    pub loading: Loading,
 }
 
 impl Template {
-    fn open(dir: PathBuf) -> io::Result<Self> {
+    fn open(dir: PathBuf, loading: Loading) -> io::Result<Self> {
         let (state, memory) = (File::open(dir.join("state"))?, File::open(dir.join("memory"))?);
-        Ok(Self { dir, state, memory })
+        Ok(Self { dir, state, memory, loading })
     }
 }
 
@@ -123,11 +139,11 @@ impl Templates {
         }
         let dir =
             self.dir.join(format!("{}-{}-{}", hex::encode(&self.digest[..8]), size.vcpus, size.memory_mib));
-        let found = match Template::open(dir.clone()) {
+        let found = match Template::open(dir.clone(), self.files.loading) {
             Ok(found) => found,
             Err(_) => {
                 self.make(size, &dir).await?;
-                Template::open(dir.clone()).map_err(MicrovmError::io("open", &dir))?
+                Template::open(dir.clone(), self.files.loading).map_err(MicrovmError::io("open", &dir))?
             }
         };
         Ok(template.insert(Arc::new(found)).clone())
