@@ -36,7 +36,8 @@ impl Hosts {
     pub(crate) fn choose(&self, spec: &TaskSpec) -> Option<HostId> {
         let need = spec.resources();
         let fits = |host: &Host, free: Resources| {
-            host.architecture == spec.architecture
+            spec.snapshot.as_ref().is_none_or(|snapshot| snapshot.host == host.id)
+                && host.architecture == spec.architecture
                 && host.isolations.contains(&spec.isolation)
                 && free.holds(need)
         };

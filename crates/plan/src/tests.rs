@@ -57,6 +57,7 @@ fn task(n: u128) -> PendingTask {
             share_pid_namespace: false,
             architecture: "amd64".into(),
             isolation: Isolation::Container,
+            snapshot: None,
         },
         desired: DesiredStatus::Running,
         created_at: Timestamp(1),

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use model::sandbox::{SandboxPhase, SandboxSpec};
+use model::sandbox::{GuestSetup, Identity, SandboxPhase, SandboxSpec};
 use model::spec::ContainerSpec;
 use model::status::{ContainerStatus, StopCause, StopCode};
 use model::{HealthStatus, TaskId};
@@ -21,6 +21,7 @@ use nix::unistd::Pid;
 
 use crate::container::{Builder, StartError};
 use crate::exec;
+use crate::guest::identity;
 use crate::health::Health;
 use crate::member::{Member, Stopping, kill_group, stop_signal, timestamp};
 use crate::order::{self, Known, Readiness};
@@ -113,6 +114,50 @@ impl Task {
             self.stop = Some(cause);
             self.is_changed = true;
         }
+    }
+
+    /// Makes this, in a copy of another task's machine, the task of that identity: its processes
+    /// go on, under other names, with logs and counts of their own. What cannot be set up is a
+    /// failed start.
+    pub fn adopt(&mut self, identity: Identity, means: &mut Means) {
+        let old = self.spec.clone();
+        let Identity { task, hostname, address, resolver, search_domain, guest } = identity;
+        let new = &mut self.spec;
+        (new.task, new.hostname, new.address) = (task, hostname, address);
+        (new.resolver, new.search_domain) = (resolver, search_domain);
+        self.is_changed = true;
+        if let Err(error) = self.settle_anew(&guest, &old, means) {
+            let reason = format!("ResourceInitializationError: {error:#}");
+            tracing::error!(reason, "copy not set up");
+            self.fail_to_start(reason);
+        }
+        self.spec.guest = Some(guest);
+        // After the clock and the random numbers are its own.
+        let (now, task) = (timestamp(), &self.spec.task);
+        for member in &mut self.members {
+            member.begin_anew(runtime_id(task), now, means.poller);
+        }
+    }
+
+    fn settle_anew(
+        &mut self,
+        setup: &GuestSetup,
+        old: &SandboxSpec,
+        means: &mut Means,
+    ) -> anyhow::Result<()> {
+        let Place::Microvm(guest) = &mut means.sandbox.place else {
+            anyhow::bail!("a container sandbox is no copy");
+        };
+        guest.settle_anew(setup, old, &self.spec)?;
+        for member in &mut self.members {
+            if let Some(prepared) = &mut member.prepared {
+                prepared.move_to(old, &self.spec)?;
+            }
+            if let Some(pid) = member.pid() {
+                identity::rename_container(pid, &self.spec.hostname)?;
+            }
+        }
+        Ok(())
     }
 
     pub fn phase(&self) -> SandboxPhase {

@@ -5,6 +5,8 @@ use std::fs::File;
 use anyhow::{Context, Result, bail};
 use model::Timestamp;
 use model::sandbox::GuestSetup;
+use nix::sched::{CloneFlags, setns};
+use nix::unistd::Pid;
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 use crate::sys::{self, MAX_ENTROPY};
@@ -41,6 +43,19 @@ pub fn follow_clock(now: Timestamp) -> Result<()> {
     } else {
         clock_settime(ClockId::Realtime, timespec(now)).context("set the clock")
     }
+}
+
+/// Names the machine as the processes in `pid`'s UTS namespace see it, too.
+///
+/// # Errors
+/// The process is gone, or the kernel refuses.
+pub fn rename_container(pid: Pid, hostname: &str) -> Result<()> {
+    let own = File::open("/proc/self/ns/uts")?;
+    let theirs = File::open(format!("/proc/{pid}/ns/uts"))?;
+    setns(&theirs, CloneFlags::CLONE_NEWUTS).context("enter the container's UTS namespace")?;
+    let named = rustix::system::sethostname(hostname.as_bytes());
+    setns(&own, CloneFlags::CLONE_NEWUTS).context("leave the container's UTS namespace")?;
+    named.context("set the container's host name")
 }
 
 fn timespec(at: Timestamp) -> Timespec {
