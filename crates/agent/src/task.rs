@@ -130,6 +130,10 @@ impl TaskDriver {
                     Some(again) => connection = again,
                     None => return self.sandbox_died(),
                 }
+                if is_guest {
+                    // A snapshot may have been under way.
+                    drop(connection.send(&ToSupervisor::Thaw).await);
+                }
                 told = self.tell_stop(&mut connection).await;
                 continue;
             }

@@ -201,3 +201,6 @@ async fn wait_for_hello(end: &mut ControlEnd) -> Result<(Host, u64), SessionErro
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -49,6 +49,8 @@ pub struct Task {
     pub members: Vec<Member>,
     pub stop: Option<StopCause>,
     pid_namespace: Option<PathBuf>,
+    /// The machine was another task's.
+    is_copy: bool,
     /// Something changed that the agent does not know.
     pub is_changed: bool,
 }
@@ -59,7 +61,7 @@ impl Task {
     pub fn new(spec: SandboxSpec, stop: Option<StopCause>, means: &mut Means) -> Self {
         let members =
             spec.containers.iter().enumerate().map(|(index, one)| Member::new(index, one)).collect();
-        let mut task = Self { spec, members, stop, pid_namespace: None, is_changed: true };
+        let mut task = Self { spec, members, stop, pid_namespace: None, is_copy: false, is_changed: true };
         if task.stop.is_none()
             && let Err(error) = task.set_up(means)
         {
@@ -149,12 +151,17 @@ impl Task {
             anyhow::bail!("a container sandbox is no copy");
         };
         guest.settle_anew(setup, old, &self.spec)?;
+        identity::draw_boot_id()?;
+        let has_shown = std::mem::replace(&mut self.is_copy, true);
         for member in &mut self.members {
             if let Some(prepared) = &mut member.prepared {
                 prepared.move_to(old, &self.spec)?;
             }
             if let Some(pid) = member.pid() {
                 identity::rename_container(pid, &self.spec.hostname)?;
+                if !has_shown {
+                    identity::show_boot_id(pid)?;
+                }
             }
         }
         Ok(())
@@ -284,6 +291,11 @@ impl Task {
         let oom_kills = prepared.cgroup.oom_kills();
         let run =
             prepared.start(sandbox, &self.spec, container, member.runs, self.pid_namespace.as_deref())?;
+        if self.is_copy
+            && let Err(error) = identity::show_boot_id(run.pid)
+        {
+            tracing::error!(error = format!("{error:#}"), "boot id of another task");
+        }
         member.runs += 1;
         member.state.status = ContainerStatus::Running;
         member.state.runtime_id = Some(runtime_id(&self.spec.task));

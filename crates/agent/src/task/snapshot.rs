@@ -136,6 +136,7 @@ impl TaskDriver {
                 FromSupervisor::Frozen { failure: Some(why) } => {
                     return Err(TaskSnapshotError::NotFrozen(why));
                 }
+                FromSupervisor::State { state } if !self.is_of_this_task(&state) => {}
                 FromSupervisor::State { state } => {
                     self.report.take_in(&state, self.now());
                     self.publish().await;
