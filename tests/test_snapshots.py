@@ -112,7 +112,7 @@ def test_tasks_go_on_from_a_snapshot(tasks):
     for arn in (original, *copies):
         task = tasks.describe(arn)
         url = f"http://{tasks.address(task)}:8080/name"
-        asked = tasks.run_to_end(f"wget -T 20 -O- {url} || echo cannot reach it", timeout=60)
+        asked = tasks.run_to_end(f"for i in 1 2 3; do wget -qO- {url} && exit; sleep 1; done; echo cannot reach it", timeout=60)
         assert facts(tasks, arn)[0]["host"] in asked.lines, asked.lines
 
     # A copy of a copy, when the first snapshot is gone.

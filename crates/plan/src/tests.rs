@@ -227,5 +227,8 @@ fn a_task_from_a_snapshot_goes_where_the_snapshot_is() {
         assert_eq!(host.as_str(), "b");
     }
     assert_eq!(refusal(&plan, 2), placement::NO_CAPACITY);
-    assert_eq!(refusal(&plan, 3), "The host that keeps the snapshot snap-00000000000000001 is not there any more.");
+    assert_eq!(
+        refusal(&plan, 3),
+        "The host that keeps the snapshot snap-00000000000000001 is not there any more."
+    );
 }

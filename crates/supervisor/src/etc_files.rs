@@ -55,18 +55,18 @@ pub fn write(
 /// A file cannot be read or written.
 pub fn rewrite(key: &str, old: &SandboxSpec, new: &SandboxSpec) -> Result<()> {
     let dir = format!("{DISK}/etc/{key}");
-    let texts: [(&str, fn(&SandboxSpec) -> String); 3] = [
-        ("hosts", |task| hosts(task, &[])),
-        ("resolv.conf", resolv_conf),
-        ("hostname", |task| format!("{}\n", task.hostname)),
-    ];
-    for (name, text) in texts {
+    let name_line = |task: &SandboxSpec| format!("{}\n", task.hostname);
+    for (name, old, new) in [
+        ("hosts", hosts(old, &[]), hosts(new, &[])),
+        ("resolv.conf", resolv_conf(old), resolv_conf(new)),
+        ("hostname", name_line(old), name_line(new)),
+    ] {
         let path = format!("{dir}/{name}");
         let mut content = String::new();
         let file = fs::File::open(&path).with_context(|| format!("open {path}"))?;
         let read = file.take(MAX_FILE).read_to_string(&mut content);
         if read.is_ok_and(|length| (length as u64) < MAX_FILE) {
-            let moved = with_lines_replaced(&content, &text(old), &text(new));
+            let moved = with_lines_replaced(&content, &old, &new);
             // In place: the file is mounted in the container.
             fs::write(&path, moved).context("no room on the task's disk")?;
         }

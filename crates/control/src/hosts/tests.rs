@@ -169,7 +169,7 @@ async fn a_snapshot_is_made_kept_run_from_and_deleted() {
     assert_eq!(scene.told().await, []);
     scene.is_running().await;
     let id = scene.create().await.unwrap();
-    assert_eq!(scene.told().await, [id.clone()]);
+    assert_eq!(scene.told().await, std::slice::from_ref(&id));
     scene.refused(id.as_str(), json!({}), "is not READY yet").await;
     scene.reported(ready(&id)).await;
     let listed = scene.snapshots.list(&scene.api.caller).await.unwrap();
@@ -197,7 +197,7 @@ async fn a_snapshot_is_made_kept_run_from_and_deleted() {
 
     // Another session is told the same, and what it repeats changes nothing.
     scene.say(ToControl::Hello { host: host(), generation: 0 }).await;
-    assert_eq!(scene.told().await, [id.clone()]);
+    assert_eq!(scene.told().await, std::slice::from_ref(&id));
     scene.reported(ready(&id)).await;
     scene.snapshots.delete(&scene.api.caller, id.as_str()).await.unwrap();
     assert_eq!(scene.told().await, []);
@@ -216,7 +216,7 @@ async fn a_failed_snapshot_stays_failed_and_says_why() {
     scene.is_running().await;
     assert_eq!(scene.told().await, []);
     let id = scene.create().await.unwrap();
-    assert_eq!(scene.told().await, [id.clone()]);
+    assert_eq!(scene.told().await, std::slice::from_ref(&id));
     scene.reported(SnapshotReport::failed(id.clone(), "the disk is full")).await;
     // The host need not keep anything of it.
     assert_eq!(scene.told().await, []);
