@@ -83,12 +83,14 @@ def test_tasks_go_on_from_a_snapshot(tasks):
     assert 0 < made["memoryBytes"] < 1 << 30 and 0 < made["diskBytes"] < 1 << 30
 
     copies = [task["taskArn"] for task in restored(tasks, definition, made["snapshotId"], count=2)]
-    lines = {arn: said(tasks, arn, 3) for arn in copies}
+    lines = {arn: said(tasks, arn, 4) for arn in copies}
     at_snapshot = int(lines[copies[0]][0]["n"]) - 1
     assert at_snapshot >= 3
     for arn, task in ((arn, tasks.wait(arn, "RUNNING")) for arn in copies):
         counts_on(lines[arn], at_snapshot + 1)
         address = tasks.address(task)
+        # The line that it was at when it was written down may be half the original's.
+        lines[arn] = lines[arn][1:]
         for line in lines[arn]:
             name = f"ip-{address.replace('.', '-')}."
             assert line["host"].startswith(name) and line["etc"] == line["host"] and line["address"] == address, line
@@ -113,7 +115,7 @@ def test_tasks_go_on_from_a_snapshot(tasks):
         task = tasks.describe(arn)
         url = f"http://{tasks.address(task)}:8080/name"
         asked = tasks.run_to_end(f"for i in 1 2 3; do wget -qO- {url} && exit; sleep 1; done; echo cannot reach it", timeout=60)
-        assert facts(tasks, arn)[0]["host"] in asked.lines, asked.lines
+        assert facts(tasks, arn)[-1]["host"] in asked.lines, asked.lines
 
     # A copy of a copy, when the first snapshot is gone.
     status, body = own_call(tasks.server, "DELETE", f"/_coracle/snapshots/{made['snapshotId']}")
