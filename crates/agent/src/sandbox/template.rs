@@ -15,6 +15,7 @@ use model::microvm::{MachineConfig, Request};
 use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 
+use super::connection::Connection;
 use super::microvm::{Backing, MicrovmError, Size, await_supervisor};
 use super::monitor::{Files, Monitor};
 use super::process::{self, ProcessId};
@@ -198,23 +199,8 @@ impl Templates {
     }
 
     async fn boot_and_save(&self, size: Size, dir: &Path, process: ProcessId) -> Result<(), MicrovmError> {
-        let open = |path: &Path| File::open(path).map_err(MicrovmError::io("open", path));
-        let (kernel, initramfs) = (open(&self.files.kernel)?, open(&self.files.initramfs)?);
-        let backing = Backing::empty(dir)?;
         let mut monitor = Monitor::open(dir)?;
-        let mut files = Files::default();
-        let request = Request::Boot(Box::new(MachineConfig {
-            vcpus: size.vcpus,
-            memory_mib: size.memory_mib,
-            kernel: files.attach(&kernel)?,
-            initramfs: Some(files.attach(&initramfs)?),
-            command_line: COMMAND_LINE.to_owned(),
-            // A copy gets its own with its task.
-            devices: backing.devices([0x02, 0xc0, 0xff, 0xff, 0xff, 0xff], &mut files)?,
-            console: None,
-        }));
-        monitor.ask(&request, &files).await?;
-        drop(await_supervisor(dir, None).await?);
+        drop(boot(&self.files, size, dir, &mut monitor).await?);
 
         let create = |name: &str| {
             let path = dir.join(name);
@@ -240,4 +226,33 @@ impl Templates {
         }
         Ok(())
     }
+}
+
+/// Makes the waiting monitor in `dir` boot a machine without a task, and waits for its supervisor:
+/// what a task would wait for if there were no templates.
+///
+/// # Errors
+/// A file cannot be opened, or the machine does not come up.
+pub async fn boot(
+    machine: &MachineFiles,
+    size: Size,
+    dir: &Path,
+    monitor: &mut Monitor,
+) -> Result<Connection, MicrovmError> {
+    let open = |path: &Path| File::open(path).map_err(MicrovmError::io("open", path));
+    let (kernel, initramfs) = (open(&machine.kernel)?, open(&machine.initramfs)?);
+    let backing = Backing::empty(dir)?;
+    let mut files = Files::default();
+    let request = Request::Boot(Box::new(MachineConfig {
+        vcpus: size.vcpus,
+        memory_mib: size.memory_mib,
+        kernel: files.attach(&kernel)?,
+        initramfs: Some(files.attach(&initramfs)?),
+        command_line: COMMAND_LINE.to_owned(),
+        // A copy gets its own with its task.
+        devices: backing.devices([0x02, 0xc0, 0xff, 0xff, 0xff, 0xff], &mut files)?,
+        console: None,
+    }));
+    monitor.ask(&request, &files).await?;
+    await_supervisor(dir, None).await
 }
