@@ -18,7 +18,7 @@ LEAN_KERNEL ?= $(OUT)/lean-kernel
 STATIC := CARGO_ENCODED_RUSTFLAGS="-Ctarget-feature=+crt-static"
 PYTHON := $(CURDIR)/.venv/bin/python
 
-.PHONY: help setup build release programs programs-dev test lint unit e2e test-v2 test-microvm test-monitor e2e-microvm fuzz demo demo-microvm bench lean-kernel clean
+.PHONY: help setup build release programs programs-dev test lint unit e2e test-v2 test-microvm test-monitor e2e-microvm fuzz demo demo-microvm bench bench-microvm lean-kernel clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -93,6 +93,12 @@ KVM_HOST = /usr/bin/python3 emulated-host/kvm_host.py --cache $(OUT)/emulated-ho
 
 demo-microvm: build ## tasks with kernels of their own, and one that crashes its kernel
 	@$(KVM_HOST) --put scripts/demo-microvm '$$FILES/demo-microvm'
+
+bench-microvm: build programs ## how soon microVMs start and what they cost; ratios only where there is no real KVM
+	@$(EMBED_DEV) cargo build --locked --workspace --example microvm_bench
+	@lean=$$(scripts/lean-kernel $(LEAN_KERNEL)) && $(KVM_HOST) --lean $$lean --put $(OUT)/debug/examples/microvm_bench \
+	  $$(printf -- '--put $(OUT)/$(TARGET)/supervisor/%s ' coracle-jailer coracle-vmm coracle-supervisor) \
+	  '$$FILES/microvm_bench --state-dir $$CORACLE_STATE_DIR --programs $$FILES $${EMULATED:+--ratios --rounds 10 --clones 8}'
 
 lean-kernel: ## compile a small kernel for microVMs, once (8 minutes); prints its package
 	@scripts/lean-kernel $(LEAN_KERNEL)

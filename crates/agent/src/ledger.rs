@@ -16,6 +16,8 @@ use model::{HostId, TaskId};
 use serde::{Deserialize, Serialize};
 
 use crate::net::TaskLink;
+use crate::sandbox::microvm::Size;
+use crate::sandbox::template::Programs;
 use crate::slot::SlotRecord;
 
 /// One task as the ledger knows it.
@@ -24,10 +26,22 @@ pub struct Entry {
     pub assignment: Arc<TaskAssignment>,
     /// The sandbox it runs in, once one is chosen.
     pub slot: Option<SlotRecord>,
+    /// What its microVM is made of, once that is known.
+    #[serde(default)]
+    pub machine: Option<MachineRecord>,
     /// Its network attachment, once made.
     pub link: Option<TaskLink>,
     /// The last observation that was reported.
     pub observation: Option<Observation>,
+}
+
+/// What a snapshot of a microVM must note beside the machine itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineRecord {
+    pub size: Size,
+    pub programs: Programs,
+    /// The parts of its disk of layers.
+    pub layers: Vec<PathBuf>,
 }
 
 /// Why the ledger cannot be used.

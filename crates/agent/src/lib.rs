@@ -15,6 +15,7 @@ pub mod sandbox;
 pub mod scratch;
 pub mod session;
 pub mod slot;
+pub mod snapshot;
 pub mod task;
 
 use std::path::PathBuf;
@@ -36,6 +37,7 @@ use crate::net::{NetError, Network};
 use crate::sandbox::microvm::MicrovmError;
 use crate::sandbox::template::{MachineFiles, Templates};
 use crate::slot::{SlotConfig, SlotError, Slots};
+use crate::snapshot::{SnapshotError, Snapshots};
 
 /// How long what a killed agent left behind may take to be gone.
 const LEFT_OVER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
@@ -79,6 +81,8 @@ pub enum AgentError {
     Slots(#[from] SlotError),
     #[error("microVMs cannot be made")]
     Microvm(#[from] MicrovmError),
+    #[error("the snapshots cannot be looked at")]
+    Snapshots(#[from] SnapshotError),
 }
 
 /// This machine and what tasks on it share.
@@ -88,6 +92,7 @@ pub struct Host {
     pub cgroups: Cgroups,
     pub images: ImageStore,
     pub slots: Arc<Slots>,
+    pub snapshots: Arc<Snapshots>,
     capacity: Resources,
     isolations: Vec<Isolation>,
 }
@@ -193,7 +198,9 @@ impl Agent {
                 images.release(&owner).map_err(AgentError::Leases)?;
             }
         }
-        let host = Host { ledger, network, cgroups, images, slots, capacity: config.capacity, isolations };
+        let snapshots = Snapshots::open(config.dir.join("snapshots"))?;
+        let capacity = config.capacity;
+        let host = Host { ledger, network, cgroups, images, slots, snapshots, capacity, isolations };
         Ok(Self { host: Arc::new(host), entries })
     }
 

@@ -232,7 +232,7 @@ fn new_file(path: &Path) -> io::Result<File> {
 
 /// Copies a file, by sharing its blocks where the file system can (btrfs, XFS), else only the
 /// parts that are not holes.
-fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
     let source = File::open(from)?;
     let target = new_file(to)?;
     if rustix::fs::ioctl_ficlone(&target, &source).is_ok() {

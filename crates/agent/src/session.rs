@@ -1,12 +1,15 @@
 //! The agent's side of its session with control: hello, deltas in, reports and logs out.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use link::{AgentEnd, AssignmentDelta, DeltaError, PullProgress, TaskAssignment, ToAgent, ToControl};
-use model::TaskId;
+use link::{
+    AgentEnd, AssignmentDelta, DeltaError, PullProgress, SnapshotOrder, TaskAssignment, ToAgent, ToControl,
+};
 use model::observation::Observation;
 use model::sandbox::LogBatch;
+use model::snapshot::SnapshotReport;
+use model::{SnapshotId, TaskId};
 use tokio::sync::{mpsc, watch};
 
 use crate::Host;
@@ -30,6 +33,11 @@ impl Uplink {
     /// As [`Uplink::report`].
     pub async fn logs(&self, task: &TaskId, batch: LogBatch) {
         drop(self.0.send(ToControl::Logs { task: task.clone(), batch }).await);
+    }
+
+    /// As [`Uplink::report`].
+    pub async fn snapshot(&self, report: SnapshotReport) {
+        drop(self.0.send(ToControl::Snapshot { report }).await);
     }
 
     /// Never waits: while control is behind, there are things that matter more.
@@ -94,6 +102,7 @@ impl Session {
                     tracing::warn!(%task, container, reason, "control refuses log records");
                     self.logs_stored(&task, container, upto).await;
                 }
+                Some(ToAgent::Snapshots { wanted }) => self.snapshots(wanted).await,
                 Some(ToAgent::Assign(delta)) => {
                     if let Err(error) = delta.check(self.generation) {
                         tracing::warn!(
@@ -119,6 +128,37 @@ impl Session {
     async fn logs_stored(&self, task: &TaskId, container: String, upto: u64) {
         if let Some(commands) = self.tasks.get(task) {
             drop(commands.send(Command::LogsStored { container, upto }).await);
+        }
+    }
+
+    /// Makes the snapshots that are not there yet, says what became of the others, and removes those
+    /// that nobody wants.
+    async fn snapshots(&self, wanted: Vec<SnapshotOrder>) {
+        let snapshots = self.host.snapshots.clone();
+        let keep: BTreeSet<SnapshotId> = wanted.iter().map(|order| order.id.clone()).collect();
+        let known = tokio::task::spawn_blocking(move || {
+            if let Err(error) = snapshots.keep_only(&keep) {
+                tracing::error!(error = &error as &dyn std::error::Error, "a snapshot cannot be removed");
+            }
+            let look = |order: SnapshotOrder| {
+                let found = snapshots.describe(&order.id);
+                (!snapshots.is_being_made(&order.id)).then_some((order, found))
+            };
+            wanted.into_iter().filter_map(look).collect::<Vec<_>>()
+        });
+        for (order, found) in known.await.unwrap_or_default() {
+            let SnapshotOrder { id, task } = order;
+            match found {
+                Ok(Some(description)) => self.uplink.snapshot(description.report()).await,
+                Ok(None) => match self.tasks.get(&task) {
+                    Some(commands) => drop(commands.send(Command::Snapshot(id)).await),
+                    None => {
+                        let reason = "the host has neither the snapshot nor the task (any more)";
+                        self.uplink.snapshot(SnapshotReport::failed(id, reason)).await;
+                    }
+                },
+                Err(error) => self.uplink.snapshot(SnapshotReport::failed(id, error.to_string())).await,
+            }
         }
     }
 
@@ -150,7 +190,7 @@ impl Session {
             }
             return;
         }
-        let entry = Entry { assignment: told, slot: None, link: None, observation: None };
+        let entry = Entry { assignment: told, slot: None, machine: None, link: None, observation: None };
         if let Err(error) = self.host.ledger.put(&entry) {
             // Not recorded, so not started: control tells again at the next hello.
             tracing::error!(error = &error as &dyn std::error::Error, "an assignment cannot be recorded");

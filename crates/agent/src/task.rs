@@ -10,14 +10,15 @@
 
 mod boot;
 mod report;
+mod snapshot;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::Timestamp;
 use model::sandbox::{FromSupervisor, LogBatch, SandboxPhase, SandboxState, ToSupervisor};
 use model::spec::Isolation;
 use model::status::{StopCause, StopCode, TaskStatus};
+use model::{SnapshotId, Timestamp};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -50,6 +51,8 @@ pub enum Command {
         container: String,
         upto: u64,
     },
+    /// Write the task down.
+    Snapshot(SnapshotId),
     /// Control has a new session: say everything again.
     Repeat,
     /// Control does not know the task (any more): take it off the host and out of the ledger.
@@ -102,6 +105,7 @@ impl TaskDriver {
             match self.commands.recv().await {
                 Some(Command::Repeat) => self.publish().await,
                 Some(Command::Forget) => self.forget = true,
+                Some(Command::Snapshot(id)) => self.no_snapshot(id).await,
                 Some(Command::Stop(_) | Command::LogsStored { .. }) => {}
                 None => return,
             }
@@ -126,6 +130,10 @@ impl TaskDriver {
                     Some(again) => connection = again,
                     None => return self.sandbox_died(),
                 }
+                if is_guest {
+                    // A snapshot may have been under way.
+                    drop(connection.send(&ToSupervisor::Thaw).await);
+                }
                 told = self.tell_stop(&mut connection).await;
                 continue;
             }
@@ -134,6 +142,8 @@ impl TaskDriver {
             }
             tokio::select! {
                 message = connection.receive() => match message {
+                    // Of the machine that this one is a copy of.
+                    Ok(FromSupervisor::State { state }) if !self.is_of_this_task(&state) => {}
                     Ok(FromSupervisor::State { state }) => {
                         states.wait().await;
                         self.report.take_in(&state, self.now());
@@ -144,6 +154,8 @@ impl TaskDriver {
                         last = Some(state);
                     }
                     Ok(FromSupervisor::Logs { batch }) => self.forward(batch).await,
+                    // To an agent that has gone.
+                    Ok(FromSupervisor::Frozen { .. }) => {}
                     Err(error) => told = Err(error),
                 },
                 command = self.commands.recv() => match command {
@@ -159,6 +171,7 @@ impl TaskDriver {
                         overdue = overdue.map(|end| end.max(Instant::now() + END_PATIENCE));
                         told = connection.send(&ToSupervisor::AckLogs { container, upto }).await;
                     }
+                    Some(Command::Snapshot(id)) => self.snapshot(&mut connection, id).await,
                     Some(Command::Repeat) => {
                         self.publish().await;
                         // The supervisor says everything that is not acknowledged to a new connection.
@@ -209,6 +222,10 @@ impl TaskDriver {
             tracing::error!(%task, error = &error as &dyn std::error::Error, "a microVM cannot be ended");
         }
         self.sandbox_died();
+    }
+
+    fn is_of_this_task(&self, state: &SandboxState) -> bool {
+        state.task.as_ref().is_none_or(|task| *task == self.entry.assignment.task)
     }
 
     fn is_over(&self, state: &SandboxState) -> bool {

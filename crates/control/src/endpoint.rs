@@ -6,17 +6,18 @@ use std::sync::Arc;
 use aws_api::{Routed, Service, sigv4};
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Path, RawQuery, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
 use http::StatusCode;
 use http::request::Parts;
 use http_body_util::{BodyExt, Limited};
-use model::{Region, TaskId};
+use model::{ClusterName, Region, TaskId};
 
 use crate::api::{self, Answer, Caller, Services};
 use crate::random;
+use crate::snapshots::SnapshotError;
 use crate::{Control, reset};
 
 /// The largest request body, in bytes: ECR's UploadLayerPart takes 20 MiB in base64.
@@ -37,6 +38,9 @@ impl Endpoint {
             .route("/_coracle/health", get(|| async { "ok\n" }))
             .route("/_coracle/reset", post(empty))
             .route("/_coracle/tasks/{task}/pulls", get(pulls))
+            .route("/_coracle/tasks/{task}/snapshots", post(make_snapshot))
+            .route("/_coracle/snapshots", get(list_snapshots))
+            .route("/_coracle/snapshots/{id}", get(show_snapshot).delete(delete_snapshot))
             .fallback(aws)
             .with_state(Arc::new(self))
             .merge(registry)
@@ -105,7 +109,68 @@ async fn pulls(
         .control
         .pulls()
         .of(&task, |scope| scope.account == caller.account && scope.region == caller.region);
-    match serde_json::to_vec(&known) {
+    json(&known)
+}
+
+/// `coracle snapshot`: asks for a snapshot of a task, as a [`crate::snapshots::View`]. The query may be
+/// `cluster=NAME`.
+async fn make_snapshot(
+    State(endpoint): State<Arc<Endpoint>>,
+    Path(task): Path<String>,
+    RawQuery(query): RawQuery,
+    request: Request,
+) -> Result<Response, Response> {
+    let caller = endpoint.own_call(request).await?;
+    let cluster = match query.as_deref() {
+        None => Some("default"),
+        Some(query) => query.strip_prefix("cluster="),
+    };
+    let (Some(Ok(cluster)), Ok(task)) = (cluster.map(ClusterName::parse), TaskId::parse(task)) else {
+        return Err((StatusCode::BAD_REQUEST, "not a cluster's name or a task's id").into_response());
+    };
+    let made = endpoint.control.snapshots().create(&caller, &cluster, &task).await;
+    Ok(json(&made.map_err(refused)?))
+}
+
+async fn list_snapshots(
+    State(endpoint): State<Arc<Endpoint>>,
+    request: Request,
+) -> Result<Response, Response> {
+    let caller = endpoint.own_call(request).await?;
+    let found = endpoint.control.snapshots().list(&caller).await;
+    Ok(json(&found.map_err(refused)?))
+}
+
+async fn show_snapshot(
+    State(endpoint): State<Arc<Endpoint>>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, Response> {
+    let caller = endpoint.own_call(request).await?;
+    let found = endpoint.control.snapshots().get(&caller, &id).await;
+    Ok(json(&found.map_err(refused)?))
+}
+
+async fn delete_snapshot(
+    State(endpoint): State<Arc<Endpoint>>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response, Response> {
+    let caller = endpoint.own_call(request).await?;
+    endpoint.control.snapshots().delete(&caller, &id).await.map_err(refused)?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+fn refused(error: SnapshotError) -> Response {
+    let status = error.status();
+    if status.is_server_error() {
+        tracing::error!(error = &error as &dyn std::error::Error, "a call about snapshots failed");
+    }
+    (status, error.to_string()).into_response()
+}
+
+fn json(value: &impl serde::Serialize) -> Response {
+    match serde_json::to_vec(value) {
         Ok(json) => ([(http::header::CONTENT_TYPE, "application/json")], json).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }

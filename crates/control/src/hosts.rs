@@ -8,6 +8,7 @@ mod assignment;
 pub(crate) mod logs;
 pub mod pulls;
 mod reports;
+mod snapshots;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -84,6 +85,7 @@ struct Session<'a> {
     generation: u64,
     tasks: HashMap<TaskId, Known>,
     subnets: HashMap<SubnetId, Subnet>,
+    snapshots: snapshots::Known,
     to_agent: mpsc::UnboundedSender<ToAgent>,
 }
 
@@ -141,6 +143,9 @@ impl Hosts {
             None => wait_for_hello(end).await?,
         };
         let (mut session, mut changes) = Session::open(self, host, held, end.to_agent.clone()).await?;
+        // Followed from before they are read: what is seen twice is told twice.
+        let mut snapshots = self.store.watch(keys::SNAPSHOTS, None);
+        session.tell_snapshots().await?;
         let (log_queue, log_work) = mpsc::channel(LOG_QUEUE);
         // A task of its own, which ends with the session: it must go on while the session waits for
         // room in its queue.
@@ -149,6 +154,10 @@ impl Hosts {
         loop {
             tokio::select! {
                 _ = storing.join_next() => return Err(SessionError::LogsFailed),
+                changed = snapshots.next() => {
+                    changed?;
+                    session.tell_snapshots().await?;
+                }
                 batch = changes.next() => session.assignments_changed(batch?.events).await?,
                 message = end.from_agent.recv() => match message.ok_or(SessionError::Closed)? {
                     ToControl::Hello { host, generation } => return Ok((host, generation)),
@@ -168,10 +177,12 @@ impl Hosts {
                             Some(ToControl::Report { observation }) => session.reported(vec![observation]).await?,
                             Some(ToControl::Logs { task, batch }) => session.logged(&log_queue, task, batch).await,
                             Some(ToControl::Pulling { task, container, progress }) => session.pulling(task, container, progress),
+                            Some(ToControl::Snapshot { report }) => session.snapshot_reported(report).await?,
                         }
                     }
                     ToControl::Logs { task, batch } => session.logged(&log_queue, task, batch).await,
                     ToControl::Pulling { task, container, progress } => session.pulling(task, container, progress),
+                    ToControl::Snapshot { report } => session.snapshot_reported(report).await?,
                 },
             }
         }
@@ -183,7 +194,13 @@ async fn wait_for_hello(end: &mut ControlEnd) -> Result<(Host, u64), SessionErro
         match end.from_agent.recv().await.ok_or(SessionError::Closed)? {
             ToControl::Hello { host, generation } => return Ok((host, generation)),
             // Of the session that broke: the agent says it again after its hello.
-            ToControl::Report { .. } | ToControl::Logs { .. } | ToControl::Pulling { .. } => {}
+            ToControl::Report { .. }
+            | ToControl::Logs { .. }
+            | ToControl::Pulling { .. }
+            | ToControl::Snapshot { .. } => {}
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! Where each record lives in the store. Every key of a resource begins with its kind, then its
 //! account and region.
 
-use model::{AccountId, ClusterName, Region, TaskId};
+use model::{AccountId, ClusterName, Region, SnapshotId, TaskId};
 
 /// Whose resource it is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -67,6 +67,23 @@ impl Scope {
         TaskPath(format!("{}/{cluster}/{task}", self.path()))
     }
 
+    /// The intent: [`model::snapshot::Snapshot`].
+    #[must_use]
+    pub fn snapshot(&self, id: &SnapshotId) -> String {
+        format!("{SNAPSHOTS}{}/{id}", self.path())
+    }
+
+    #[must_use]
+    pub fn snapshots(&self) -> String {
+        format!("{SNAPSHOTS}{}/", self.path())
+    }
+
+    /// What its host said: [`model::snapshot::SnapshotReport`].
+    #[must_use]
+    pub fn snapshot_report(&self, id: &SnapshotId) -> String {
+        format!("{SNAPSHOT_REPORTS}{}/{id}", self.path())
+    }
+
     /// Prefix of the intents of a cluster's tasks.
     #[must_use]
     pub fn cluster_tasks(&self, cluster: &ClusterName) -> String {
@@ -84,6 +101,8 @@ pub const ASSIGNMENTS: &str = "ecs/assignment/";
 pub const OBSERVATIONS: &str = "ecs/observation/";
 /// One entry for each task whose intent the planner has not seen yet.
 pub const PENDING: &str = "ecs/pending/";
+pub const SNAPSHOTS: &str = "ecs/snapshot/";
+pub const SNAPSHOT_REPORTS: &str = "ecs/snapshot-report/";
 pub const HOSTS: &str = "host/";
 pub const SUBNETS: &str = "vpc/subnet/";
 

@@ -12,6 +12,7 @@ pub mod random;
 pub mod reconcile;
 pub mod registry;
 pub mod reset;
+pub mod snapshots;
 pub mod telemetry;
 
 use std::path::PathBuf;
@@ -35,6 +36,7 @@ use crate::hosts::Hosts;
 use crate::hosts::pulls::Pulls;
 use crate::reconcile::Reconciler;
 use crate::registry::{Namespace, Registry};
+use crate::snapshots::Snapshots;
 use crate::telemetry::logs::LogStore;
 
 /// How often old logs, unreferenced blobs and deleted definitions are swept up.
@@ -198,6 +200,12 @@ impl Control {
             connected: self.connected.clone(),
             pulls: self.pulls.clone(),
         }
+    }
+
+    /// The tasks' snapshots.
+    #[must_use]
+    pub fn snapshots(&self) -> Snapshots {
+        Snapshots { store: self.store.clone(), clock: self.clock.clone() }
     }
 
     /// How far pulls are.

@@ -66,6 +66,17 @@ impl Client {
         self.own(http::Method::POST, path).await.map(drop)
     }
 
+    /// Posts to one of Coracle's own paths, signed, and takes the JSON that it answers with.
+    pub async fn post_for<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        let body = self.own(http::Method::POST, path).await?;
+        serde_json::from_slice(&body).context("the server's answer makes no sense")
+    }
+
+    /// Deletes what one of Coracle's own paths names, signed.
+    pub async fn delete(&self, path: &str) -> anyhow::Result<()> {
+        self.own(http::Method::DELETE, path).await.map(drop)
+    }
+
     /// Gets JSON from one of Coracle's own paths, signed.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         let body = self.own(http::Method::GET, path).await?;

@@ -13,6 +13,7 @@ pub mod ps;
 pub mod push;
 pub mod reset;
 pub mod run;
+pub mod snapshot;
 pub mod stop;
 mod tasks;
 mod time_text;

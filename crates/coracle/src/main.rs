@@ -52,6 +52,14 @@ enum Command {
     Logs(commands::logs::LogsArgs),
     /// Stop tasks
     Stop(commands::stop::StopArgs),
+    /// Write a running task down: its memory, its processes, its disk
+    ///
+    /// The task stands still for that moment and goes on. Only tasks in microVMs.
+    Snapshot(commands::snapshot::SnapshotArgs),
+    /// List snapshots, or delete them (`rm`)
+    Snapshots(commands::snapshot::SnapshotsArgs),
+    /// Start tasks that go on where a snapshot was made, under names and addresses of their own
+    Restore(commands::snapshot::RestoreArgs),
     /// Print everything about a task, as JSON
     Inspect(commands::inspect::InspectArgs),
     /// List the images of the built-in registry
@@ -82,6 +90,9 @@ fn main() -> ExitCode {
         Command::Ps(args) => done(block_on(commands::ps::main(&context, &args))),
         Command::Logs(args) => done(block_on(commands::logs::main(&context, &args))),
         Command::Stop(args) => done(block_on(commands::stop::main(&context, &args))),
+        Command::Snapshot(args) => done(block_on(commands::snapshot::make(&context, &args))),
+        Command::Snapshots(args) => done(block_on(commands::snapshot::list(&context, &args))),
+        Command::Restore(args) => done(block_on(commands::snapshot::restore(&context, &args))),
         Command::Inspect(args) => done(block_on(commands::inspect::main(&context, &args))),
         Command::Images => done(block_on(commands::images::main(&context))),
         Command::Push(args) => done(block_on(commands::push::main(&context, &args))),

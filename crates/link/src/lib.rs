@@ -14,9 +14,10 @@ use model::host::Host;
 use model::network::{Eni, Subnet};
 use model::observation::Observation;
 use model::sandbox::LogBatch;
+use model::snapshot::SnapshotReport;
 use model::spec::TaskSpec;
 use model::status::StopCause;
-use model::{AccountId, ClusterName, Region, Secret, TaskId};
+use model::{AccountId, ClusterName, Region, Secret, SnapshotId, TaskId};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -39,6 +40,11 @@ pub enum ToAgent {
         container: String,
         upto: u64,
         reason: String,
+    },
+    /// All snapshots that this host shall have: it makes those that it has not, and removes all
+    /// others. Said at the beginning of a session and after each change.
+    Snapshots {
+        wanted: Vec<SnapshotOrder>,
     },
 }
 
@@ -64,6 +70,18 @@ pub enum ToControl {
         container: String,
         progress: PullProgress,
     },
+    /// What became of a snapshot. Said again whenever the snapshot is asked for again.
+    Snapshot {
+        report: SnapshotReport,
+    },
+}
+
+/// A snapshot that a host shall have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotOrder {
+    pub id: SnapshotId,
+    /// Of this task, as it runs when the host hears of it.
+    pub task: TaskId,
 }
 
 /// How far a pull is. What the host had already counts as done with the layers, and not with the bytes.

@@ -119,11 +119,24 @@ identifier!(
     EniId, "network interface id", |v| prefixed_hex(v, "eni-")
 );
 
+identifier!(
+    /// `snap-` and 8 or 17 hexadecimal digits: a snapshot of a task.
+    SnapshotId, "snapshot id", |v| prefixed_hex(v, "snap-")
+);
+
 impl TaskId {
     /// A task id from 128 random bits.
     #[must_use]
     pub fn from_random(bits: u128) -> Self {
         Self(format!("{bits:032x}"))
+    }
+}
+
+impl SnapshotId {
+    /// A snapshot id from random bits (the lowest 68 are used).
+    #[must_use]
+    pub fn from_random(bits: u128) -> Self {
+        Self(format!("snap-{:017x}", bits & ((1 << 68) - 1)))
     }
 }
 
@@ -149,6 +162,8 @@ mod tests {
         assert!(SubnetId::parse("subnet-0123456789abcdef0").is_ok());
         assert!(SubnetId::parse("subnet-xyz").is_err());
         assert!(EniId::parse(EniId::from_random(u128::MAX).as_str()).is_ok());
+        assert!(SnapshotId::parse(SnapshotId::from_random(u128::MAX).as_str()).is_ok());
+        assert!(SnapshotId::parse("snap-../../../../etc").is_err());
         assert!(serde_roundtrip_rejects());
     }
 

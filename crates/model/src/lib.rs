@@ -5,6 +5,8 @@
 //! - [`task::Task`] is *intent*, written by API handlers;
 //! - [`assignment::Assignment`] is what a host shall run, written by the reconciler;
 //! - [`observation::Observation`] is what a host saw, written by host sessions.
+//!
+//! So it is with a task's snapshots ([`snapshot`]).
 
 pub mod arn;
 pub mod assignment;
@@ -17,13 +19,16 @@ pub mod network;
 pub mod observation;
 pub mod sandbox;
 pub mod secret;
+pub mod snapshot;
 pub mod spec;
 pub mod status;
 pub mod task;
 pub mod time;
 
 pub use arn::Arn;
-pub use id::{AccountId, ClusterName, EniId, HostId, Region, SecurityGroupId, SubnetId, TaskId, VpcId};
+pub use id::{
+    AccountId, ClusterName, EniId, HostId, Region, SecurityGroupId, SnapshotId, SubnetId, TaskId, VpcId,
+};
 pub use secret::Secret;
 pub use status::{HealthStatus, StopCode, TaskStatus};
 pub use time::Timestamp;

@@ -46,7 +46,8 @@ pub enum Request {
     Boot(Box<MachineConfig>),
     /// Run a machine from a snapshot.
     Restore(Box<RestoreConfig>),
-    /// Stop the virtual processors and device threads.
+    /// Stop the virtual processors and device threads, until [`Request::Resume`] or the end of this
+    /// connection: an agent that is gone shall not leave a task standing still.
     Pause,
     Resume,
     /// Write the paused machine's state and memory into files.

@@ -21,28 +21,71 @@ use crate::time::Timestamp;
 /// The longest frame either side accepts, in bytes.
 pub const MAX_FRAME: usize = 8 * 1024 * 1024;
 
+/// How long a frozen task waits for its agent, in seconds of the machine's own clock (which stands
+/// still while the machine does).
+pub const FREEZE_SECONDS: u64 = 60;
+
 /// Agent to supervisor.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ToSupervisor {
     /// Run this task. Said again (after a reconnect) it changes nothing.
-    Run { spec: Box<SandboxSpec> },
+    Run {
+        spec: Box<SandboxSpec>,
+    },
     /// Stop all containers in reverse order of their dependencies: stop signal, timeout, SIGKILL.
-    Stop { cause: StopCause },
+    Stop {
+        cause: StopCause,
+    },
     /// Log records of `container` below this offset are stored for good and may be forgotten.
-    AckLogs { container: String, upto: u64 },
+    AckLogs {
+        container: String,
+        upto: u64,
+    },
     /// What the wall clock says: a microVM's runs by itself, and stands while the machine is paused.
-    Clock { now: Timestamp },
+    Clock {
+        now: Timestamp,
+    },
     /// The agent has recorded the final state: end, and take everything along.
     Release,
+    /// In a microVM: let no process of the task run until [`ToSupervisor::Thaw`] or
+    /// [`ToSupervisor::Adopt`]; the answer is [`FromSupervisor::Frozen`]. The machine is to be written
+    /// down, and its copies must not do anything before they know what they are. An agent that does
+    /// not come back is not waited for longer than [`FREEZE_SECONDS`].
+    Freeze,
+    Thaw,
+    /// The machine is a copy of another task's, and belongs to this task from now on. What was not
+    /// yet said of the other task's output is the other machine's to say.
+    Adopt {
+        identity: Box<Identity>,
+    },
 }
 
 /// Supervisor to agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum FromSupervisor {
-    State { state: SandboxState },
-    Logs { batch: LogBatch },
+    State {
+        state: SandboxState,
+    },
+    Logs {
+        batch: LogBatch,
+    },
+    /// The answer to [`ToSupervisor::Freeze`]: nothing of the task runs, or why that cannot be.
+    Frozen {
+        failure: Option<String>,
+    },
+}
+
+/// What is a task's own when all else of it is a copy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Identity {
+    pub task: TaskId,
+    pub hostname: String,
+    pub address: Ipv4Addr,
+    pub resolver: Ipv4Addr,
+    pub search_domain: Option<String>,
+    pub guest: GuestSetup,
 }
 
 /// A task, ready to run: images are unpacked, the network interface is configured from outside.

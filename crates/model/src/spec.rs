@@ -6,6 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::snapshot::SnapshotSource;
+
 /// What isolates a task.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -43,6 +45,9 @@ pub struct TaskSpec {
     /// `amd64` or `arm64`, OCI's names.
     pub architecture: String,
     pub isolation: Isolation,
+    /// A snapshot of a task of the same definition: the task goes on from there.
+    #[serde(default)]
+    pub snapshot: Option<SnapshotSource>,
 }
 
 /// A directory on the task's ephemeral storage that containers share.

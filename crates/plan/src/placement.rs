@@ -36,7 +36,8 @@ impl Hosts {
     pub(crate) fn choose(&self, spec: &TaskSpec) -> Option<HostId> {
         let need = spec.resources();
         let fits = |host: &Host, free: Resources| {
-            host.architecture == spec.architecture
+            spec.snapshot.as_ref().is_none_or(|snapshot| snapshot.host == host.id)
+                && host.architecture == spec.architecture
                 && host.isolations.contains(&spec.isolation)
                 && free.holds(need)
         };
@@ -54,6 +55,11 @@ impl Hosts {
 
     /// Why [`Self::choose`] found no host: Fargate's words, and what they leave open where waiting would not help.
     pub(crate) fn refusal(&self, spec: &TaskSpec) -> String {
+        if let Some(snapshot) = &spec.snapshot
+            && !self.free.contains_key(&snapshot.host)
+        {
+            return format!("The host that keeps the snapshot {} is not there any more.", snapshot.id);
+        }
         let mut suited =
             self.free.values().filter(|(host, _)| host.architecture == spec.architecture).peekable();
         if suited.peek().is_none() {

@@ -57,6 +57,7 @@ fn task(n: u128) -> PendingTask {
             share_pid_namespace: false,
             architecture: "amd64".into(),
             isolation: Isolation::Container,
+            snapshot: None,
         },
         desired: DesiredStatus::Running,
         created_at: Timestamp(1),
@@ -205,4 +206,29 @@ fn stopped_tasks_are_forgotten_after_an_hour() {
     let view = View { tasks: vec![], ended, hosts: vec![], subnets: &pools };
     let plan = plan(&view, Timestamp(3_600_000), &mut (1u128..));
     assert_eq!(plan.forget, vec![TaskId::from_random(1)]);
+}
+
+#[test]
+fn a_task_from_a_snapshot_goes_where_the_snapshot_is() {
+    use model::SnapshotId;
+    use model::snapshot::SnapshotSource;
+    let pools = pools(24);
+    let from = |n, host: &str| {
+        let mut task = task(n);
+        task.intent.spec.snapshot =
+            Some(SnapshotSource { id: SnapshotId::from_random(1), host: HostId::parse(host).unwrap() });
+        task
+    };
+    // Where there is the least room, and where there is no host any more.
+    let hosts = vec![host("a", 8192), host("b", 1024)];
+    let plan = run(vec![from(1, "b"), from(2, "b"), from(3, "b"), from(4, "c")], hosts, &pools);
+    for index in [0, 1] {
+        let Decision::Placed { host, .. } = &plan.assignments[index].decision else { panic!("{plan:?}") };
+        assert_eq!(host.as_str(), "b");
+    }
+    assert_eq!(refusal(&plan, 2), placement::NO_CAPACITY);
+    assert_eq!(
+        refusal(&plan, 3),
+        "The host that keeps the snapshot snap-00000000000000001 is not there any more."
+    );
 }

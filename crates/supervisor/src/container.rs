@@ -289,6 +289,19 @@ fn provide_init() -> Result<()> {
 }
 
 impl Prepared {
+    /// Rewrites what names the task's place, for further runs of the container and for the present
+    /// one.
+    ///
+    /// # Errors
+    /// The task's disk cannot be written.
+    pub fn move_to(&mut self, old: &SandboxSpec, new: &SandboxSpec) -> Result<()> {
+        let name = |task: &SandboxSpec| format!("HOSTNAME={}", task.hostname);
+        for variable in self.environment.iter_mut().filter(|variable| **variable == name(old)) {
+            *variable = name(new);
+        }
+        etc_files::rewrite(&self.key, old, new)
+    }
+
     /// Starts run number `run` of the container.
     ///
     /// # Errors

@@ -194,6 +194,13 @@ impl LogBuffer {
         Some(LogBatch { container: container.to_owned(), first, records })
     }
 
+    /// Forgets all records, as if nothing had been written yet: another machine tells of them.
+    pub fn forget(&mut self) {
+        self.event = None;
+        self.records.clear();
+        (self.first, self.unsent, self.bytes, self.dropped) = (0, 0, 0, 0);
+    }
+
     /// A new connection has seen nothing.
     pub fn rewind(&mut self) {
         self.unsent = self.first;
@@ -273,6 +280,22 @@ mod tests {
         // More than there is: an agent cannot acknowledge the future.
         buffer.acknowledge(99);
         assert_eq!((buffer.end(), buffer.records.len(), buffer.bytes), (3, 0, 0));
+    }
+
+    #[test]
+    fn a_copy_begins_anew() {
+        let mut buffer = buffer(LogMode::Blocking, Some("^begin"));
+        for line in ["begin a", "begin b", "more of b"] {
+            buffer.line(line.as_bytes(), Timestamp(1));
+        }
+        buffer.next_batch("app").unwrap();
+        buffer.forget();
+        buffer.rewind();
+        assert_eq!((buffer.end(), buffer.bytes, buffer.has_open_event()), (0, 0, false));
+        buffer.line(b"begin c", Timestamp(2));
+        buffer.end_event();
+        let batch = buffer.next_batch("app").unwrap();
+        assert_eq!((batch.first, batch.records[0].line.as_str()), (0, "begin c"));
     }
 
     #[test]

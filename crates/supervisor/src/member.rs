@@ -133,6 +133,23 @@ impl Member {
         self.run.as_ref().filter(|running| running.exit.is_none()).map(|running| running.run.pid)
     }
 
+    /// The container goes on in another task, which begins at `now`: what it wrote until then is
+    /// another's to tell, and times before it are none of that task's.
+    pub fn begin_anew(&mut self, runtime_id: String, now: Timestamp, poller: &Poller) {
+        if let Some(logs) = &mut self.logs {
+            logs.forget();
+        }
+        let state = &mut self.state;
+        state.restart_count = 0;
+        for time in [&mut state.started_at, &mut state.finished_at] {
+            *time = time.map(|_| now);
+        }
+        if state.runtime_id.is_some() {
+            state.runtime_id = Some(runtime_id);
+        }
+        self.resume_output(poller);
+    }
+
     /// Reads what one output has. Reading stops, and the container waits, while the buffer is full.
     pub fn read_output(&mut self, number: usize, poller: &Poller) {
         let Some(output) = self.run.as_mut().and_then(|running| running.outputs.get_mut(number)) else {

@@ -18,6 +18,7 @@ const HEADER: usize = 16;
 // <linux/rtnetlink.h>
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_NEWNEIGH: u16 = 28;
 const RT_TABLE_MAIN: u8 = 254;
@@ -73,6 +74,20 @@ impl Request {
             request = request.attribute(IFLA_MTU, &mtu.to_ne_bytes());
         }
         request
+    }
+
+    /// Takes an interface down, and with it its routes and neighbours.
+    pub fn down(index: u32) -> Self {
+        let header: &[&[u8]] = &[&[0; 4], &index.to_ne_bytes(), &[0; 4], &IFF_UP.to_ne_bytes()];
+        Self::new(RTM_NEWLINK, 0, header, format!("take down interface {index}"))
+    }
+
+    /// Takes an address away.
+    pub fn no_address(index: u32, address: Ipv4Addr) -> Self {
+        let header: &[&[u8]] = &[&[AF_INET, 32, 0, 0], &index.to_ne_bytes()];
+        Self::new(RTM_DELADDR, 0, header, format!("take away address {address}"))
+            .attribute(IFA_LOCAL, &address.octets())
+            .attribute(IFA_ADDRESS, &address.octets())
     }
 
     /// Gives an interface an address of its own, without a network around it.

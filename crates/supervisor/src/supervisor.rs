@@ -4,15 +4,17 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use model::sandbox::{FromSupervisor, SandboxPhase, SandboxSpec, SandboxState, ToSupervisor};
+use anyhow::{Context, Result, bail};
+use model::sandbox::{
+    FREEZE_SECONDS, FromSupervisor, Identity, SandboxPhase, SandboxSpec, SandboxState, ToSupervisor,
+};
 use model::status::StopCause;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::guest::follow_clock;
+use crate::guest::{cgroups, follow_clock};
 use crate::link::Connection;
 use crate::poller::{Poller, Source};
 use crate::sandbox::{Sandbox, write_atomically};
@@ -27,6 +29,7 @@ const RELEASE_RETRY: Duration = Duration::from_millis(20);
 const RELEASE_PATIENCE: Duration = Duration::from_secs(10);
 /// Memory goes back to the kernel when nothing has happened for this long.
 const TRIM_AFTER: Duration = Duration::from_millis(250);
+const FREEZE_LIMIT: Duration = Duration::from_secs(FREEZE_SECONDS);
 
 /// A sandbox, from readiness to its end.
 pub struct Supervisor {
@@ -43,6 +46,8 @@ pub struct Supervisor {
     phase: SandboxPhase,
     /// When the agent has said the last word.
     released: Option<Instant>,
+    /// Since when no process of the task may run.
+    frozen: Option<Instant>,
     /// Whether the heap was trimmed since something happened.
     is_trimmed: bool,
 }
@@ -70,6 +75,7 @@ impl Supervisor {
             sequence: 0,
             phase: SandboxPhase::Idle,
             released: None,
+            frozen: None,
             is_trimmed: false,
         };
         supervisor.persist()?;
@@ -98,6 +104,10 @@ impl Supervisor {
         let now = Instant::now();
         let task = self.task.as_ref().and_then(|task| task.deadline(now));
         let mut timeout = task.map(|deadline| deadline.saturating_duration_since(now));
+        if let Some(since) = self.frozen {
+            // Nothing else is done meanwhile.
+            timeout = Some((since + FREEZE_LIMIT).saturating_duration_since(now));
+        }
         if !self.is_trimmed || self.released.is_some() {
             let soon = if self.released.is_some() { RELEASE_RETRY } else { TRIM_AFTER };
             timeout = Some(timeout.map_or(soon, |timeout| timeout.min(soon)));
@@ -199,7 +209,50 @@ impl Supervisor {
             // The host's clock is everyone's.
             ToSupervisor::Clock { .. } => {}
             ToSupervisor::Release => self.released = Some(Instant::now()),
+            ToSupervisor::Freeze => {
+                let failure = self.freeze().err().map(|error| format!("{error:#}"));
+                if failure.is_some() {
+                    self.thaw();
+                }
+                self.send(&FromSupervisor::Frozen { failure });
+            }
+            ToSupervisor::Thaw => self.thaw(),
+            ToSupervisor::Adopt { identity } => self.adopt(*identity),
         }
+    }
+
+    fn freeze(&mut self) -> Result<()> {
+        if !self.sandbox.is_microvm() {
+            bail!("only a task in a microVM can be frozen");
+        }
+        // A container that is just being started or stopped would hold this process up.
+        if self.task.as_ref().map(Task::phase) != Some(SandboxPhase::Running) {
+            bail!("not all containers of the task have started, or they are being stopped");
+        }
+        self.frozen = Some(Instant::now());
+        cgroups::freeze()
+    }
+
+    fn thaw(&mut self) {
+        if self.frozen.take().is_some()
+            && let Err(error) = cgroups::thaw()
+        {
+            tracing::error!(error = format!("{error:#}"), "task not thawed");
+        }
+    }
+
+    fn adopt(&mut self, identity: Identity) {
+        if let Some(task) = &mut self.task
+            && *task.id() != identity.task
+        {
+            let mut means = Means {
+                sandbox: &mut self.sandbox,
+                poller: &self.poller,
+                default_filter: &self.default_filter,
+            };
+            task.adopt(identity, &mut means);
+        }
+        self.thaw();
     }
 
     fn take_on(&mut self, spec: SandboxSpec) {
@@ -235,6 +288,14 @@ impl Supervisor {
     }
 
     fn advance(&mut self) {
+        if let Some(since) = self.frozen {
+            // Nobody waits for an agent that does not come back, and a task that is to stop runs.
+            let is_stopping = self.task.as_ref().is_some_and(|task| task.stop.is_some());
+            if since.elapsed() < FREEZE_LIMIT && !is_stopping {
+                return;
+            }
+            self.thaw();
+        }
         let Some(task) = &mut self.task else { return };
         let mut means =
             Means { sandbox: &mut self.sandbox, poller: &self.poller, default_filter: &self.default_filter };
@@ -299,11 +360,14 @@ impl Supervisor {
     }
 
     fn send_state(&mut self) {
-        let message = FromSupervisor::State { state: self.state() };
+        self.send(&FromSupervisor::State { state: self.state() });
+    }
+
+    fn send(&mut self, message: &FromSupervisor) {
         if let Some(connection) = &mut self.connection
-            && let Err(error) = connection.queue(&message)
+            && let Err(error) = connection.queue(message)
         {
-            tracing::error!(error = format!("{error:#}"), "state not sent");
+            tracing::error!(error = format!("{error:#}"), "message not sent");
         }
     }
 

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use model::sandbox::{SandboxPhase, SandboxSpec};
+use model::sandbox::{GuestSetup, Identity, SandboxPhase, SandboxSpec};
 use model::spec::ContainerSpec;
 use model::status::{ContainerStatus, StopCause, StopCode};
 use model::{HealthStatus, TaskId};
@@ -21,6 +21,7 @@ use nix::unistd::Pid;
 
 use crate::container::{Builder, StartError};
 use crate::exec;
+use crate::guest::identity;
 use crate::health::Health;
 use crate::member::{Member, Stopping, kill_group, stop_signal, timestamp};
 use crate::order::{self, Known, Readiness};
@@ -48,6 +49,8 @@ pub struct Task {
     pub members: Vec<Member>,
     pub stop: Option<StopCause>,
     pid_namespace: Option<PathBuf>,
+    /// The machine was another task's.
+    is_copy: bool,
     /// Something changed that the agent does not know.
     pub is_changed: bool,
 }
@@ -58,7 +61,7 @@ impl Task {
     pub fn new(spec: SandboxSpec, stop: Option<StopCause>, means: &mut Means) -> Self {
         let members =
             spec.containers.iter().enumerate().map(|(index, one)| Member::new(index, one)).collect();
-        let mut task = Self { spec, members, stop, pid_namespace: None, is_changed: true };
+        let mut task = Self { spec, members, stop, pid_namespace: None, is_copy: false, is_changed: true };
         if task.stop.is_none()
             && let Err(error) = task.set_up(means)
         {
@@ -113,6 +116,55 @@ impl Task {
             self.stop = Some(cause);
             self.is_changed = true;
         }
+    }
+
+    /// Makes this, in a copy of another task's machine, the task of that identity: its processes
+    /// go on, under other names, with logs and counts of their own. What cannot be set up is a
+    /// failed start.
+    pub fn adopt(&mut self, identity: Identity, means: &mut Means) {
+        let old = self.spec.clone();
+        let Identity { task, hostname, address, resolver, search_domain, guest } = identity;
+        let new = &mut self.spec;
+        (new.task, new.hostname, new.address) = (task, hostname, address);
+        (new.resolver, new.search_domain) = (resolver, search_domain);
+        self.is_changed = true;
+        if let Err(error) = self.settle_anew(&guest, &old, means) {
+            let reason = format!("ResourceInitializationError: {error:#}");
+            tracing::error!(reason, "copy not set up");
+            self.fail_to_start(reason);
+        }
+        self.spec.guest = Some(guest);
+        // After the clock and the random numbers are its own.
+        let (now, task) = (timestamp(), &self.spec.task);
+        for member in &mut self.members {
+            member.begin_anew(runtime_id(task), now, means.poller);
+        }
+    }
+
+    fn settle_anew(
+        &mut self,
+        setup: &GuestSetup,
+        old: &SandboxSpec,
+        means: &mut Means,
+    ) -> anyhow::Result<()> {
+        let Place::Microvm(guest) = &mut means.sandbox.place else {
+            anyhow::bail!("a container sandbox is no copy");
+        };
+        guest.settle_anew(setup, old, &self.spec)?;
+        identity::draw_boot_id()?;
+        let has_shown = std::mem::replace(&mut self.is_copy, true);
+        for member in &mut self.members {
+            if let Some(prepared) = &mut member.prepared {
+                prepared.move_to(old, &self.spec)?;
+            }
+            if let Some(pid) = member.pid() {
+                identity::rename_container(pid, &self.spec.hostname)?;
+                if !has_shown {
+                    identity::show_boot_id(pid)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     pub fn phase(&self) -> SandboxPhase {
@@ -239,6 +291,11 @@ impl Task {
         let oom_kills = prepared.cgroup.oom_kills();
         let run =
             prepared.start(sandbox, &self.spec, container, member.runs, self.pid_namespace.as_deref())?;
+        if self.is_copy
+            && let Err(error) = identity::show_boot_id(run.pid)
+        {
+            tracing::error!(error = format!("{error:#}"), "boot id of another task");
+        }
         member.runs += 1;
         member.state.status = ContainerStatus::Running;
         member.state.runtime_id = Some(runtime_id(&self.spec.task));

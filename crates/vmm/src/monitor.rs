@@ -58,8 +58,14 @@ impl Monitor {
                     Incoming::Nothing => {}
                 }
             }
+            let mut agent_is_gone = self.control.connection().is_none();
             if called {
                 self.control.accept();
+                agent_is_gone = true;
+            }
+            if agent_is_gone && let Some(machine) = &mut self.machine {
+                // Who paused it cannot set it going any more.
+                machine.resume();
             }
         }
     }

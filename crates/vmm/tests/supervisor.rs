@@ -183,6 +183,7 @@ impl Machine {
             let message = serde_json::from_slice(&self.input[4..end]).unwrap();
             self.input.drain(..end);
             match message {
+                FromSupervisor::Frozen { .. } => {}
                 FromSupervisor::State { state } => self.state = Some(state),
                 FromSupervisor::Logs { batch } => {
                     self.lines.truncate(usize::try_from(batch.first).unwrap());

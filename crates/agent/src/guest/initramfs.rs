@@ -17,6 +17,8 @@ pub(super) fn build(supervisor: &[u8], modules: &[(String, Vec<u8>)]) -> Vec<u8>
     archive.entry("dev", DIRECTORY, (0, 0), b"");
     // What the kernel opens as the first process's output before there is a devtmpfs.
     archive.entry("dev/console", CHARACTER_DEVICE, (5, 1), b"");
+    // Without a console, Rust's runtime opens this for the standard streams before anything else, or aborts.
+    archive.entry("dev/null", CHARACTER_DEVICE, (1, 3), b"");
     archive.entry("init", PROGRAM, (0, 0), supervisor);
     archive.entry("modules", DIRECTORY, (0, 0), b"");
     let order: String = modules.iter().flat_map(|(name, _)| [name, "\n"]).collect();
@@ -93,11 +95,19 @@ mod tests {
         };
         let listing = run(&["--quiet", "-tv", "--numeric-uid-gid"]);
         let names: Vec<_> = listing.lines().filter_map(|line| line.split_whitespace().last()).collect();
-        let expected =
-            ["dev", "dev/console", "init", "modules", "modules/order", "modules/b.ko", "modules/a.ko"];
+        let expected = [
+            "dev",
+            "dev/console",
+            "dev/null",
+            "init",
+            "modules",
+            "modules/order",
+            "modules/b.ko",
+            "modules/a.ko",
+        ];
         assert_eq!(names, expected);
         assert!(listing.lines().nth(1).unwrap().starts_with("crw------- "));
-        assert!(listing.lines().nth(2).unwrap().starts_with("-rwxr-xr-x "));
+        assert!(listing.lines().nth(3).unwrap().starts_with("-rwxr-xr-x "));
         assert_eq!(run(&["--quiet", "-i", "--to-stdout", ORDER]), "b.ko\na.ko\n");
         assert_eq!(run(&["--quiet", "-i", "--to-stdout", "init"]), "#!supervisor");
     }

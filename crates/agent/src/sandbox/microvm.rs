@@ -15,21 +15,26 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use model::TaskId;
 use model::microvm::{
     Devices, Disk, NetworkInterface, PART_ALIGNMENT, Request, RestoreConfig, SUPERVISOR_PORT, Vsock,
     VsockPort,
 };
-use model::sandbox::{FromSupervisor, Layer, SandboxPhase};
+use model::sandbox::{FromSupervisor, Layer, SandboxPhase, SandboxState};
+use serde::{Deserialize, Serialize};
 
 use super::connection::{self, Connection, ConnectionError};
 use super::monitor::{self, Files, Monitor, MonitorError};
-use super::template::{Loading, Template, USERFAULTFD};
+use super::process::ProcessId;
+use super::template::{Loading, USERFAULTFD};
 
 /// What the guest's kernel and supervisor need beside the task's own memory, in MiB. The task's
 /// containers are held to the task's memory by the guest's cgroup.
 pub const OVERHEAD_MIB: u32 = 64;
 /// What a monitor may use beside the guest's memory, in MiB: its own, and the kernel's for it.
 pub const MONITOR_MIB: u32 = 32;
+/// How long a monitor may take to write a machine down: some GiB, to a slow disk.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(900);
 /// How long a guest may take from its start to an idle supervisor. A real one takes milliseconds
 /// from a template and a second at its first boot; an emulated one, in tests, far longer.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -42,10 +47,40 @@ pub fn host_memory_mib(task_mib: u32) -> u32 {
     task_mib.saturating_add(OVERHEAD_MIB + MONITOR_MIB)
 }
 
-/// Whether the monitor in `dir` runs a machine.
+/// Whether the monitor in `dir` runs a machine. One that is writing its machine down, for an agent
+/// that is gone, answers when it has done so, and sets the machine going.
 pub async fn is_running(dir: &Path) -> bool {
     let Ok(mut monitor) = Monitor::open(dir) else { return false };
-    monitor.ask(&Request::Describe, &Files::default()).await.is_ok()
+    monitor.ask_within(SAVE_TIMEOUT, &Request::Describe, &Files::default()).await.is_ok()
+}
+
+/// Writes the machine of the monitor `process` in `dir` down into the two files while it stands still, and does `meanwhile`
+/// then, too. Returns with that the time for which it stood still. The machine goes on afterwards,
+/// whatever became of it: should this agent be gone, its monitor sees to that.
+///
+/// # Errors
+/// The monitor cannot be reached or cannot write: the disk may be full.
+pub async fn save<T, W: Future<Output = T>>(
+    dir: &Path,
+    process: ProcessId,
+    state: &File,
+    memory: &File,
+    meanwhile: impl FnOnce() -> W,
+) -> Result<(T, Duration), MonitorError> {
+    let mut monitor = Monitor::open(dir)?;
+    let mut files = Files::default();
+    let pages = process.open("pagemap").map_err(MonitorError::Connect)?;
+    let request = Request::Snapshot {
+        state: files.attach(state)?,
+        memory: files.attach(memory)?,
+        pages: Some(files.attach(&pages)?),
+    };
+    let began = tokio::time::Instant::now();
+    monitor.ask(&Request::Pause, &Files::default()).await?;
+    let (saved, done) = tokio::join!(monitor.ask_within(SAVE_TIMEOUT, &request, &files), meanwhile());
+    saved?;
+    monitor.ask(&Request::Resume, &Files::default()).await?;
+    Ok((done, began.elapsed()))
 }
 
 /// Why a microVM does not come up.
@@ -59,8 +94,8 @@ pub enum MicrovmError {
     Connection(#[from] ConnectionError),
     #[error("the microVM's supervisor was not ready within {} seconds", BOOT_TIMEOUT.as_secs())]
     NotReady,
-    #[error("the microVM's supervisor is not idle: {0}")]
-    NotIdle(String),
+    #[error("the microVM's supervisor is not as it was written down: {0}")]
+    NotAsExpected(String),
     #[error("the microVM's monitor cannot be started or ended")]
     Process(#[from] super::process::ProcessError),
     #[error("a waiting task gave up")]
@@ -75,7 +110,7 @@ impl MicrovmError {
 }
 
 /// The size of a machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Size {
     pub vcpus: u8,
     pub memory_mib: u32,
@@ -101,6 +136,12 @@ pub struct LayerDisk {
 }
 
 impl LayerDisk {
+    /// The files that it consists of.
+    #[must_use]
+    pub fn parts(&self) -> &[PathBuf] {
+        &self.parts
+    }
+
     /// The place of an EROFS file of `length` bytes in the disk; it is added when it is new.
     pub fn place(&mut self, file: &Path, length: u64) -> Layer {
         if let Some(place) = self.places.get(file) {
@@ -153,31 +194,42 @@ impl Backing {
 /// What a task's machine is given.
 #[derive(Debug)]
 pub struct TaskDevices {
-    pub layers: LayerDisk,
+    /// The parts of its disk of layers.
+    pub layers: Vec<PathBuf>,
     pub scratch: PathBuf,
     pub tap: OwnedFd,
     pub mac: [u8; 6],
 }
 
-/// Makes the waiting monitor in `dir` run a machine from `template`, and waits for its supervisor.
+/// A machine to copy.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin<'a> {
+    pub state: &'a File,
+    pub memory: &'a File,
+    /// The task that its supervisor runs; a template's is idle.
+    pub task: Option<&'a TaskId>,
+    pub loading: Loading,
+}
+
+/// Makes the waiting monitor in `dir` run a copy of `origin`, and waits for its supervisor.
 ///
 /// # Errors
 /// A file cannot be opened, or the machine does not come up.
 pub async fn start(
     dir: &Path,
     monitor: &mut Monitor,
-    template: &Template,
+    origin: Origin<'_>,
     task: TaskDevices,
 ) -> Result<Connection, MicrovmError> {
     let mut backing = Backing::empty(dir)?;
-    for path in &task.layers.parts {
+    for path in &task.layers {
         backing.layers.push(File::open(path).map_err(MicrovmError::io("open", path))?);
     }
     let scratch = File::options().read(true).write(true).open(&task.scratch);
     backing.scratch = Some(scratch.map_err(MicrovmError::io("open", &task.scratch))?);
     backing.tap = Some(task.tap);
 
-    let faults = match template.loading {
+    let faults = match origin.loading {
         Loading::Mapped => None,
         Loading::OnDemand => {
             let path = Path::new(USERFAULTFD);
@@ -188,8 +240,8 @@ pub async fn start(
     let mut files = Files::default();
     let devices = backing.devices(task.mac, &mut files)?;
     let request = Request::Restore(Box::new(RestoreConfig {
-        state: files.attach(&template.state)?,
-        memory: files.attach(&template.memory)?,
+        state: files.attach(origin.state)?,
+        memory: files.attach(origin.memory)?,
         devices,
         console: None,
         new_identity: true,
@@ -197,11 +249,16 @@ pub async fn start(
     }));
     monitor.ask(&request, &files).await?;
     tracing::debug!(dir = %dir.display(), "restored a microVM");
-    await_supervisor(dir).await
+    await_supervisor(dir, origin.task).await
 }
 
-/// Connects to the supervisor in the machine of `dir` as soon as it listens.
-pub(super) async fn await_supervisor(dir: &Path) -> Result<Connection, MicrovmError> {
+/// Connects to the supervisor in the machine of `dir`, which runs `task` or is idle, as soon as it
+/// listens.
+pub(super) async fn await_supervisor(dir: &Path, task: Option<&TaskId>) -> Result<Connection, MicrovmError> {
+    let expected = |state: &SandboxState| match task {
+        Some(_) => state.task.as_ref() == task,
+        None => state.phase == SandboxPhase::Idle,
+    };
     let deadline = tokio::time::Instant::now() + BOOT_TIMEOUT;
     loop {
         let attempt = async {
@@ -210,10 +267,10 @@ pub(super) async fn await_supervisor(dir: &Path) -> Result<Connection, MicrovmEr
             Ok::<_, ConnectionError>((connection, first))
         };
         match tokio::time::timeout_at(deadline, attempt).await {
-            Ok(Ok((connection, FromSupervisor::State { state }))) if state.phase == SandboxPhase::Idle => {
+            Ok(Ok((connection, FromSupervisor::State { state }))) if expected(&state) => {
                 return Ok(connection);
             }
-            Ok(Ok((_, other))) => return Err(MicrovmError::NotIdle(format!("{other:?}"))),
+            Ok(Ok((_, other))) => return Err(MicrovmError::NotAsExpected(format!("{other:?}"))),
             Err(_) => return Err(MicrovmError::NotReady),
             Ok(Err(error)) => {
                 if let Some(ended) = monitor::ended(dir) {

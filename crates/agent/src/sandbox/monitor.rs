@@ -34,8 +34,8 @@ pub enum MonitorError {
     TooLarge { files: usize, bytes: usize },
     #[error("the microVM monitor sent a message that makes no sense")]
     Malformed(#[source] serde_json::Error),
-    #[error("the microVM monitor did not answer within {} seconds", ANSWER_TIMEOUT.as_secs())]
-    Silent,
+    #[error("the microVM monitor did not answer within {} seconds", .0.as_secs())]
+    Silent(Duration),
     #[error("the microVM could not be run: {0}")]
     Failed(String),
     #[error("the microVM ended: {}", describe_end(.0))]
@@ -107,9 +107,22 @@ impl Monitor {
     /// # Errors
     /// It was refused, failed, or the machine or its monitor is gone.
     pub async fn ask(&mut self, request: &Request, files: &Files<'_>) -> Result<Response, MonitorError> {
+        self.ask_within(ANSWER_TIMEOUT, request, files).await
+    }
+
+    /// As [`Monitor::ask`], of a monitor that may take `limit` to answer.
+    ///
+    /// # Errors
+    /// As [`Monitor::ask`].
+    pub async fn ask_within(
+        &mut self,
+        limit: Duration,
+        request: &Request,
+        files: &Files<'_>,
+    ) -> Result<Response, MonitorError> {
         self.send(request, files).await?;
-        let answer = tokio::time::timeout(ANSWER_TIMEOUT, self.receive()).await;
-        match answer.map_err(|_| MonitorError::Silent)?? {
+        let answer = tokio::time::timeout(limit, self.receive()).await;
+        match answer.map_err(|_| MonitorError::Silent(limit))?? {
             Response::Failed { message } => Err(MonitorError::Failed(message)),
             Response::Ended(ended) => Err(MonitorError::Ended(ended)),
             answer => Ok(answer),

@@ -13,7 +13,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use model::microvm::{MachineConfig, Request};
 use ring::digest::{Context, SHA256};
+use serde::{Deserialize, Serialize};
 
+use super::connection::Connection;
 use super::microvm::{Backing, MicrovmError, Size, await_supervisor};
 use super::monitor::{Files, Monitor};
 use super::process::{self, ProcessId};
@@ -50,19 +52,39 @@ pub struct MachineFiles {
     pub loading: Loading,
 }
 
+/// The digests (SHA-256, hexadecimal) of what machines are made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Programs {
+    pub monitor: String,
+    pub kernel: String,
+    pub initramfs: String,
+}
+
 impl MachineFiles {
-    /// Changes with any of the programs.
-    fn digest(&self) -> Result<[u8; 32], MicrovmError> {
-        let mut digest = Context::new(&SHA256);
-        for path in [&self.monitor, &self.kernel, &self.initramfs] {
+    fn programs(&self) -> Result<Programs, MicrovmError> {
+        let digest = |path: &Path| -> Result<String, MicrovmError> {
             let bytes = std::fs::read(path).map_err(MicrovmError::io("read", path))?;
-            digest.update(&(bytes.len() as u64).to_le_bytes());
-            digest.update(&bytes);
+            Ok(hex::encode(ring::digest::digest(&SHA256, &bytes)))
+        };
+        Ok(Programs {
+            monitor: digest(&self.monitor)?,
+            kernel: digest(&self.kernel)?,
+            initramfs: digest(&self.initramfs)?,
+        })
+    }
+}
+
+impl Programs {
+    /// Changes with any of the programs, and with what the kernel is told.
+    fn digest(&self) -> [u8; 32] {
+        let mut digest = Context::new(&SHA256);
+        for part in [&self.monitor, &self.kernel, &self.initramfs] {
+            digest.update(part.as_bytes());
         }
         digest.update(COMMAND_LINE.as_bytes());
         let mut value = [0; 32];
         value.copy_from_slice(digest.finish().as_ref());
-        Ok(value)
+        value
     }
 }
 
@@ -89,6 +111,7 @@ type Place = Arc<tokio::sync::Mutex<Option<Arc<Template>>>>;
 pub struct Templates {
     dir: PathBuf,
     files: MachineFiles,
+    programs: Programs,
     digest: [u8; 32],
     /// The host user that monitors of machines without a task run as.
     uid: u32,
@@ -102,7 +125,8 @@ impl Templates {
     /// # Errors
     /// The directory or a file cannot be used.
     pub fn open(dir: PathBuf, files: MachineFiles, uid: u32) -> Result<Self, MicrovmError> {
-        let digest = files.digest()?;
+        let programs = files.programs()?;
+        let digest = programs.digest();
         std::fs::create_dir_all(&dir).map_err(MicrovmError::io("create", &dir))?;
         for (_, left_over) in process::find_below(&dir) {
             // Was making a template when its agent was killed.
@@ -117,12 +141,17 @@ impl Templates {
                 std::fs::remove_dir_all(&path).map_err(MicrovmError::io("remove", &path))?;
             }
         }
-        Ok(Self { dir, files, digest, uid, places: Mutex::default() })
+        Ok(Self { dir, files, programs, digest, uid, places: Mutex::default() })
     }
 
     #[must_use]
     pub fn files(&self) -> &MachineFiles {
         &self.files
+    }
+
+    #[must_use]
+    pub fn programs(&self) -> &Programs {
+        &self.programs
     }
 
     /// The template for this size, made now if there is none: the first task of a size pays for a
@@ -186,23 +215,8 @@ impl Templates {
     }
 
     async fn boot_and_save(&self, size: Size, dir: &Path, process: ProcessId) -> Result<(), MicrovmError> {
-        let open = |path: &Path| File::open(path).map_err(MicrovmError::io("open", path));
-        let (kernel, initramfs) = (open(&self.files.kernel)?, open(&self.files.initramfs)?);
-        let backing = Backing::empty(dir)?;
         let mut monitor = Monitor::open(dir)?;
-        let mut files = Files::default();
-        let request = Request::Boot(Box::new(MachineConfig {
-            vcpus: size.vcpus,
-            memory_mib: size.memory_mib,
-            kernel: files.attach(&kernel)?,
-            initramfs: Some(files.attach(&initramfs)?),
-            command_line: COMMAND_LINE.to_owned(),
-            // A copy gets its own with its task.
-            devices: backing.devices([0x02, 0xc0, 0xff, 0xff, 0xff, 0xff], &mut files)?,
-            console: None,
-        }));
-        monitor.ask(&request, &files).await?;
-        drop(await_supervisor(dir).await?);
+        drop(boot(&self.files, size, dir, &mut monitor).await?);
 
         let create = |name: &str| {
             let path = dir.join(name);
@@ -228,4 +242,33 @@ impl Templates {
         }
         Ok(())
     }
+}
+
+/// Makes the waiting monitor in `dir` boot a machine without a task, and waits for its supervisor:
+/// what a task would wait for if there were no templates.
+///
+/// # Errors
+/// A file cannot be opened, or the machine does not come up.
+pub async fn boot(
+    machine: &MachineFiles,
+    size: Size,
+    dir: &Path,
+    monitor: &mut Monitor,
+) -> Result<Connection, MicrovmError> {
+    let open = |path: &Path| File::open(path).map_err(MicrovmError::io("open", path));
+    let (kernel, initramfs) = (open(&machine.kernel)?, open(&machine.initramfs)?);
+    let backing = Backing::empty(dir)?;
+    let mut files = Files::default();
+    let request = Request::Boot(Box::new(MachineConfig {
+        vcpus: size.vcpus,
+        memory_mib: size.memory_mib,
+        kernel: files.attach(&kernel)?,
+        initramfs: Some(files.attach(&initramfs)?),
+        command_line: COMMAND_LINE.to_owned(),
+        // A copy gets its own with its task.
+        devices: backing.devices([0x02, 0xc0, 0xff, 0xff, 0xff, 0xff], &mut files)?,
+        console: None,
+    }));
+    monitor.ask(&request, &files).await?;
+    await_supervisor(dir, None).await
 }

@@ -8,13 +8,16 @@ use std::time::Instant;
 use futures_util::future::try_join_all;
 use model::microvm::SCRATCH_DEVICE;
 use model::sandbox::{GuestSetup, Layer, SandboxContainer, SandboxSpec};
+use model::snapshot::SnapshotSource;
 use model::spec::Isolation;
 
+use super::snapshot::not_restored;
 use super::*;
-use crate::cgroup::Limits;
+use crate::cgroup::{CgroupError, Limits};
 use crate::image::{Auth, Image, PullProgress, PullRequest, RegistryEndpoint};
+use crate::ledger::MachineRecord;
 use crate::net::ROUTER_MAC;
-use crate::sandbox::microvm::{self, LayerDisk, MicrovmError, Size, TaskDevices};
+use crate::sandbox::microvm::{self, LayerDisk, MicrovmError, Origin, Size, TaskDevices};
 use crate::sandbox::monitor::Monitor;
 use crate::slot::{Interior, Slot, SlotError, SlotRecord};
 
@@ -33,12 +36,12 @@ enum Found {
 }
 
 /// A task that does not start, and why; in `stoppedReason`'s words.
-fn failed(reason: impl Into<String>) -> StopCause {
+pub(super) fn failed(reason: impl Into<String>) -> StopCause {
     StopCause { code: StopCode::TaskFailedToStart, reason: reason.into() }
 }
 
 /// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -72,7 +75,9 @@ impl TaskDriver {
         let assignment = self.entry.assignment.clone();
         let spec = &assignment.spec;
         let images = async {
-            let pulls = spec.containers.iter().map(|c| pull(&host, &uplink, &assignment, &c.name, &c.image));
+            // A snapshot has the images' layers.
+            let pulled = if spec.snapshot.is_some() { &[] } else { spec.containers.as_slice() };
+            let pulls = pulled.iter().map(|c| pull(&host, &uplink, &assignment, &c.name, &c.image));
             try_join_all(pulls).await
         };
         tokio::pin!(images);
@@ -113,21 +118,25 @@ impl TaskDriver {
             self.host.images.lease(image, self.report.task().as_str()).map_err(|e| failed(chain(&e)))?;
         }
         self.stage("has its images");
-        let (mut connection, mut sandbox) = match waiting {
-            Waiting::Supervisor(connection) => (connection, self.sandbox_spec(&images)?),
-            Waiting::Monitor { monitor, tap } => {
-                let starting = self.start_machine(monitor, tap, &images).await;
-                starting.map_err(|cause| if let Some(asked) = self.stop.clone() { asked } else { cause })?
+        let starting = match (waiting, &spec.snapshot) {
+            (Waiting::Supervisor(connection), None) => self
+                .sandbox_spec(&images)
+                .map(|spec| (connection, ToSupervisor::Run { spec: Box::new(spec) })),
+            (Waiting::Supervisor(_), Some(_)) => Err(not_restored(&SlotError::NoMicrovms)),
+            (Waiting::Monitor { monitor, tap }, None) => self.start_machine(monitor, tap, &images).await,
+            (Waiting::Monitor { monitor, tap }, Some(source)) => {
+                self.restore_machine(monitor, tap, source).await
             }
         };
-        if let Some(guest) = &mut sandbox.guest {
-            // At the last moment: its clock is as late as this is on its way.
-            guest.now = self.now();
+        let (mut connection, mut first_words) =
+            starting.map_err(|cause| if let Some(asked) = self.stop.clone() { asked } else { cause })?;
+        // At the last moment: a guest's clock is as late as this is on its way.
+        match &mut first_words {
+            ToSupervisor::Run { spec } => spec.guest.iter_mut().for_each(|guest| guest.now = self.now()),
+            ToSupervisor::Adopt { identity } => identity.guest.now = self.now(),
+            _ => {}
         }
-        connection
-            .send(&ToSupervisor::Run { spec: Box::new(sandbox) })
-            .await
-            .map_err(|error| failed(chain(&error)))?;
+        connection.send(&first_words).await.map_err(|error| failed(chain(&error)))?;
         self.stage("is told to its supervisor");
         Ok(connection)
     }
@@ -137,13 +146,52 @@ impl TaskDriver {
         tracing::debug!(task = %self.entry.assignment.task, "the task {reached}");
     }
 
+    /// Has the monitor run a copy of the machine that a snapshot is of. Nothing in it runs until its
+    /// supervisor has heard the task's identity.
+    async fn restore_machine(
+        &mut self,
+        mut monitor: Monitor,
+        tap: OwnedFd,
+        source: &SnapshotSource,
+    ) -> Result<(Connection, ToSupervisor), StopCause> {
+        let (saved, layers) = self.open_snapshot(source).await?;
+        let identity = Box::new(self.identity()?);
+        let (slot, templates) = (self.entry.slot.clone(), self.host.slots.machines());
+        let (Some(slot), Some(loading)) = (slot, templates.map(|templates| templates.files().loading)) else {
+            return Err(not_restored(&SlotError::NoMicrovms));
+        };
+        let (size, programs) = (saved.description.size, saved.description.programs.clone());
+        self.entry.machine = Some(MachineRecord { size, programs, layers: layers.clone() });
+        self.record()?;
+        let (mac, scratch) = (self.entry.assignment.eni.mac.0, slot.scratch.clone());
+        let devices = TaskDevices { layers, scratch, tap, mac };
+        let origin = Origin {
+            state: &saved.state,
+            memory: &saved.memory,
+            task: Some(&saved.description.task),
+            loading,
+        };
+        let starting = microvm::start(&slot.dir, &mut monitor, origin, devices);
+        let connection = self.unless_stopped(starting).await?.map_err(|error| not_restored(&error))?;
+        self.enter_cgroup(&slot).await.map_err(|error| not_restored(&error))?;
+        Ok((connection, ToSupervisor::Adopt { identity }))
+    }
+
+    /// Holds the machine's monitor to the task's limits. Not before nothing but the task's work is left
+    /// to do: a fraction of a processor is for that, and nothing of the task has run in the machine yet.
+    async fn enter_cgroup(&self, slot: &SlotRecord) -> Result<(), CgroupError> {
+        let cgroup = self.host.cgroups.open_task(&self.entry.assignment.task);
+        let pid = slot.process.pid;
+        tokio::task::spawn_blocking(move || cgroup.add_pid(pid)).await.unwrap_or(Ok(()))
+    }
+
     /// Has the monitor run a machine with the task's disks and interface.
     async fn start_machine(
         &mut self,
         mut monitor: Monitor,
         tap: OwnedFd,
         images: &[Arc<Image>],
-    ) -> Result<(Connection, SandboxSpec), StopCause> {
+    ) -> Result<(Connection, ToSupervisor), StopCause> {
         let initialization = |error: &dyn std::error::Error| {
             failed(format!("ResourceInitializationError: failed to start the microVM: {}", chain(error)))
         };
@@ -166,17 +214,23 @@ impl TaskDriver {
         let template = self.unless_stopped(templates.get(size)).await?.map_err(|e| initialization(&e))?;
         self.stage("has its disks and a template");
         let (mac, scratch) = (assignment.eni.mac.0, slot.scratch.clone());
-        let devices = TaskDevices { layers: disk, scratch, tap, mac };
-        let starting = microvm::start(&slot.dir, &mut monitor, &template, devices);
+        let layers = disk.parts().to_vec();
+        self.entry.machine =
+            Some(MachineRecord { size, programs: templates.programs().clone(), layers: layers.clone() });
+        self.record()?;
+        let devices = TaskDevices { layers, scratch, tap, mac };
+        let origin = Origin {
+            state: &template.state,
+            memory: &template.memory,
+            task: None,
+            loading: template.loading,
+        };
+        let starting = microvm::start(&slot.dir, &mut monitor, origin, devices);
         match self.unless_stopped(starting).await? {
             Ok(connection) => {
                 self.stage("has a machine with an idle supervisor");
-                // Not before: a fraction of a processor is for the task's work, and nothing of the task
-                // has run in the machine yet.
-                let (cgroup, pid) = (host.cgroups.open_task(&assignment.task), slot.process.pid);
-                let moving = tokio::task::spawn_blocking(move || cgroup.add_pid(pid)).await;
-                moving.unwrap_or(Ok(())).map_err(|error| initialization(&error))?;
-                Ok((connection, sandbox))
+                self.enter_cgroup(&slot).await.map_err(|error| initialization(&error))?;
+                Ok((connection, ToSupervisor::Run { spec: Box::new(sandbox) }))
             }
             Err(error) => {
                 if matches!(error, MicrovmError::Monitor(_)) {
@@ -204,6 +258,7 @@ impl TaskDriver {
                         return Err(forgotten());
                     }
                     Some(Command::Repeat) => self.publish().await,
+                    Some(Command::Snapshot(id)) => self.no_snapshot(id).await,
                     Some(Command::LogsStored { .. }) => {}
                     None => std::future::pending().await,
                 },
@@ -256,18 +311,23 @@ impl TaskDriver {
         let mut connection = self.connect().await.map_err(|error| failed(chain(&error)))?;
         let first = connection.receive().await.map_err(|error| failed(chain(&error)))?;
         let FromSupervisor::State { state } = first else { return Ok(Found::Running(connection)) };
-        if state.task.is_none() {
+        // Of no task yet, or still of the one that it is a copy of.
+        if state.task.as_ref() != Some(self.report.task()) {
             return Ok(Found::Unused);
         }
         self.report.take_in(&state, self.now());
         self.publish().await;
         // Said again by the supervisor on a new connection, with the unacknowledged logs.
-        let connection = self.connect().await.map_err(|error| failed(chain(&error)))?;
+        let mut connection = self.connect().await.map_err(|error| failed(chain(&error)))?;
+        if slot.isolation == Isolation::Microvm {
+            // The earlier agent may have been making a snapshot.
+            drop(connection.send(&ToSupervisor::Thaw).await);
+        }
         Ok(Found::Running(connection))
     }
 
     /// What the supervisor is told, and the limits of the whole task on this host.
-    fn sandbox_spec(&self, images: &[Arc<Image>]) -> Result<SandboxSpec, StopCause> {
+    pub(super) fn sandbox_spec(&self, images: &[Arc<Image>]) -> Result<SandboxSpec, StopCause> {
         let assignment = self.entry.assignment.clone();
         let spec = &assignment.spec;
         let is_guest = spec.isolation == Isolation::Microvm;

@@ -24,6 +24,7 @@ impl<'a> Session<'a> {
             // The agent refuses what is not newer than what it holds, whatever the store says.
             generation: held.max(revision.0),
             tasks: HashMap::new(),
+            snapshots: HashMap::new(),
             subnets: subnets.entries.into_iter().map(|(_, s)| (s.value.id.clone(), s.value)).collect(),
             to_agent,
         };

@@ -5,8 +5,14 @@ use std::fs::File;
 use anyhow::{Context, Result, bail};
 use model::Timestamp;
 use model::sandbox::GuestSetup;
+use nix::sched::{CloneFlags, setns};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
+use crate::scratch::attach_at;
 use crate::sys::{self, MAX_ENTROPY};
 
 /// Sets clock, randomness and name.
@@ -41,6 +47,55 @@ pub fn follow_clock(now: Timestamp) -> Result<()> {
     } else {
         clock_settime(ClockId::Realtime, timespec(now)).context("set the clock")
     }
+}
+
+/// What the kernel says once and for all, to whomever asks.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// What a copy's containers see instead; one file for all.
+const OWN_BOOT_ID: &str = "/disk/etc/boot_id";
+
+/// Draws a boot id for a copy of a machine. The kernel keeps the one that it has drawn, so containers
+/// are shown this one ([`show_boot_id`]).
+///
+/// # Errors
+/// The task's disk cannot be written.
+pub fn draw_boot_id() -> Result<()> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/uuid")?;
+    // In place: it may be mounted in containers already, in a copy of a copy.
+    std::fs::write(OWN_BOOT_ID, id).context("no room on the task's disk")
+}
+
+/// Lets the processes in `pid`'s mount namespace see the boot id that was drawn.
+///
+/// # Errors
+/// The kernel refuses a mount, or the process is gone.
+pub fn show_boot_id(pid: Pid) -> Result<()> {
+    let namespace = File::open(format!("/proc/{pid}/ns/mnt"))?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let file = open_tree(CWD, OWN_BOOT_ID, flags).context("open the boot id")?;
+    // By a child: there is no way back into one's own mount namespace without losing one's root.
+    let Some(child) = sys::fork()? else {
+        let entered = setns(&namespace, CloneFlags::CLONE_NEWNS).is_ok();
+        let shown = entered && attach_at(&file, BOOT_ID).is_ok();
+        sys::exit_now(i32::from(!shown));
+    };
+    match waitpid(child, None)? {
+        WaitStatus::Exited(_, 0) => Ok(()),
+        _ => bail!("the container cannot be shown its boot id"),
+    }
+}
+
+/// Names the machine as the processes in `pid`'s UTS namespace see it, too.
+///
+/// # Errors
+/// The process is gone, or the kernel refuses.
+pub fn rename_container(pid: Pid, hostname: &str) -> Result<()> {
+    let own = File::open("/proc/self/ns/uts")?;
+    let theirs = File::open(format!("/proc/{pid}/ns/uts"))?;
+    setns(&theirs, CloneFlags::CLONE_NEWUTS).context("enter the container's UTS namespace")?;
+    let named = rustix::system::sethostname(hostname.as_bytes());
+    setns(&own, CloneFlags::CLONE_NEWUTS).context("leave the container's UTS namespace")?;
+    named.context("set the container's host name")
 }
 
 fn timespec(at: Timestamp) -> Timespec {

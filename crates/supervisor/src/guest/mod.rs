@@ -8,19 +8,26 @@
 //! ```
 //!
 //! The machine may be a copy of one that was booted for no task: nothing of the world outside is
-//! looked at before the task comes.
+//! looked at before the task comes. It may also be a copy of a task's machine, whose processes are
+//! frozen: they go on when the agent has said whose they are.
+//!
+//! ```text
+//! agent  ── Freeze ─▶ no process of the task runs; the machine is written down
+//! agent  ── Adopt ──▶ (in the copy) settle anew: clock, entropy, names, network; thaw
+//! agent  ── Thaw ───▶ (in the original) thaw
+//! ```
 
 mod boot;
 pub mod cgroups;
 mod disks;
 mod end;
-mod identity;
+pub mod identity;
 mod network;
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use model::sandbox::{Layer, SandboxSpec};
+use model::sandbox::{GuestSetup, Layer, SandboxSpec};
 
 pub use self::identity::follow_clock;
 use crate::guest::disks::LayerDisk;
@@ -63,6 +70,16 @@ impl Guest {
         let layers = spec.containers.iter().flat_map(|container| &container.layers);
         self.layers.find(layers)?;
         disks::wait_for_scratch(&spec.scratch)
+    }
+
+    /// Gives a copy of the machine of the task `old` its own place in the world.
+    ///
+    /// # Errors
+    /// The kernel refuses a part of it.
+    pub fn settle_anew(&mut self, setup: &GuestSetup, old: &SandboxSpec, new: &SandboxSpec) -> Result<()> {
+        identity::assume(setup, &new.hostname)?;
+        network::move_to(setup, old.address, new.address)?;
+        cgroups::make_task_group(setup)
     }
 
     /// The block device that holds a layer.

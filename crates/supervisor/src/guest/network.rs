@@ -47,6 +47,21 @@ pub fn configure(setup: &GuestSetup, address: Ipv4Addr) -> Result<()> {
     })
 }
 
+/// Configures the interface of a machine that is a copy: the other machine has `old`.
+///
+/// # Errors
+/// There is no interface, or the kernel refuses a value.
+pub fn move_to(setup: &GuestSetup, old: Ipv4Addr, address: Ipv4Addr) -> Result<()> {
+    let netlink = Netlink::open()?;
+    clear(&netlink, netlink.index(INTERFACE).context("find the network interface")?, old)?;
+    configure(setup, address)
+}
+
+fn clear(netlink: &Netlink, index: u32, old: Ipv4Addr) -> Result<()> {
+    netlink.send(&Request::down(index))?;
+    netlink.send(&Request::no_address(index, old))
+}
+
 fn set_up(netlink: &Netlink, index: u32, setup: &GuestSetup, address: Ipv4Addr) -> Result<()> {
     netlink.send(&Request::up(index, Some(setup.mac), Some(setup.mtu.into())))?;
     netlink.send(&Request::address(index, address))?;
@@ -125,6 +140,19 @@ mod tests {
             assert!(
                 neighbours.contains("10.0.0.1 dev eth0 lladdr 02:c0:ff:ff:ff:01 PERMANENT"),
                 "{neighbours}"
+            );
+            // A copy of the machine moves.
+            let moved =
+                GuestSetup { mac: [2, 0xc0, 1, 2, 3, 9], gateway: Ipv4Addr::new(10, 0, 1, 1), ..setup };
+            clear(&netlink, index, Ipv4Addr::new(10, 0, 0, 5)).unwrap();
+            assert!(!ip("route").contains("10.0.0.1"), "routes stay");
+            set_up(&netlink, index, &moved, Ipv4Addr::new(10, 0, 1, 7)).unwrap();
+            let (link, address, route) = (ip("link show eth0"), ip("-4 address show eth0"), ip("route"));
+            assert!(link.contains("02:c0:01:02:03:09") && link.contains("UP"), "{link}");
+            assert!(address.contains("10.0.1.7/32") && !address.contains("10.0.0.5"), "{address}");
+            assert!(
+                route.contains("default via 10.0.1.1 dev eth0") && route.contains("src 10.0.1.7"),
+                "{route}"
             );
             let refused = netlink.send(&Request::address(9999, Ipv4Addr::LOCALHOST)).unwrap_err();
             assert!(format!("{refused:#}").contains("No such device"), "{refused:#}");

@@ -33,6 +33,8 @@ pub struct TestSandbox {
     pub logs: HashMap<String, Vec<LogRecord>>,
     /// Acknowledge log batches as they come.
     pub acknowledges: bool,
+    /// The answer to a request to freeze.
+    pub frozen: Option<Option<String>>,
     stream: Option<UnixStream>,
     input: Vec<u8>,
 }
@@ -101,6 +103,7 @@ impl TestSandbox {
             },
             logs: HashMap::new(),
             acknowledges: true,
+            frozen: None,
             stream: None,
             input: vec![],
         };
@@ -160,6 +163,7 @@ impl TestSandbox {
                     assert!(state.sequence >= self.state.sequence);
                     self.state = state;
                 }
+                FromSupervisor::Frozen { failure } => self.frozen = Some(failure),
                 FromSupervisor::Logs { batch } => {
                     let end = batch.first + batch.records.len() as u64;
                     let known = self.logs.entry(batch.container.clone()).or_default();

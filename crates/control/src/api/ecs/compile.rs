@@ -3,6 +3,7 @@
 use aws_api::Error;
 use aws_api::ecs::{ContainerDefinition, HealthCheck as WireHealthCheck, LinuxParameters, TaskDefinition};
 use model::TaskId;
+use model::snapshot::SnapshotSource;
 use model::spec::{
     ContainerSpec, Dependency, DependencyCondition, DeviceSpec, HealthCheck, Isolation, LinuxSpec, LogSpec,
     MountSpec, PortMapping, Protocol, RestartPolicy, TaskSpec, Tmpfs, Ulimit, VolumeSpec, VolumesFrom,
@@ -26,6 +27,7 @@ pub(super) struct Run<'a> {
     pub family: &'a str,
     pub revision: u32,
     pub isolation: Isolation,
+    pub snapshot: Option<&'a SnapshotSource>,
     /// The account's `defaultLogDriverMode`.
     pub log_mode: &'a str,
 }
@@ -54,6 +56,7 @@ pub(super) fn compile(document: &TaskDefinition, run: &Run) -> Result<TaskSpec, 
             _ => "amd64".to_owned(),
         },
         isolation: run.isolation,
+        snapshot: run.snapshot.cloned(),
     })
 }
 

@@ -61,7 +61,7 @@ mod put_account_setting;
 mod put_account_setting_default;
 mod put_cluster_capacity_providers;
 mod register_task_definition;
-mod run_task;
+pub(crate) mod run_task;
 mod stop_task;
 mod tag_resource;
 mod untag_resource;

@@ -2,9 +2,10 @@
 
 use aws_api::Error;
 use aws_api::ecs::error::{conflict_exception, platform_unknown_exception};
-use aws_api::ecs::{RunTaskRequest, RunTaskResponse, TaskDefinition as Document};
+use aws_api::ecs::{ContainerOverride, RunTaskRequest, RunTaskResponse, TaskDefinition as Document};
 use model::cluster::{Cluster, Tags};
 use model::definition::{DefinitionStatus, TaskDefinition};
+use model::snapshot::{SNAPSHOT_TAG, SnapshotSource};
 use model::spec::Isolation;
 use model::status::DesiredStatus;
 use model::task::{Task, TaskNetwork};
@@ -22,6 +23,7 @@ use super::{
 };
 use crate::keys::TaskPath;
 use crate::random;
+use crate::snapshots::{self, Asked};
 
 const MAX_COUNT: i32 = 10;
 const PLATFORM: &str = "1.4.0";
@@ -165,6 +167,7 @@ struct Plan {
     network: TaskNetwork,
     tags: Tags,
     isolation: Isolation,
+    snapshot: Option<SnapshotSource>,
     log_mode: String,
 }
 
@@ -179,7 +182,10 @@ impl Plan {
         let definition = definition(ecs, caller, &input.task_definition).await?;
         let registered = definition_records::document(&definition.value)?;
         let tags = task_tags(&cluster.value, &definition.value, input)?;
-        let isolation = isolation::chosen([&tags, &definition.value.tags], ecs.default_isolation)?;
+        let default =
+            if tags.contains_key(SNAPSHOT_TAG) { Isolation::Microvm } else { ecs.default_isolation };
+        let isolation = isolation::chosen([&tags, &definition.value.tags], default)?;
+        let snapshot = snapshot(ecs, caller, &tags, &definition.value, isolation, input).await?;
         definition_records::compatible(&registered, isolation)?;
         let document = match &input.overrides {
             Some(given) => overrides::apply(registered.clone(), given)?,
@@ -198,6 +204,7 @@ impl Plan {
             providers: providers(&cluster.value, input)?,
             network: task_network::checked(ecs, input.network_configuration.as_ref())?,
             isolation,
+            snapshot,
             log_mode: account_settings::effective(ecs, caller, "defaultLogDriverMode")
                 .await?
                 .unwrap_or_default(),
@@ -211,6 +218,10 @@ impl Plan {
     fn guard(&self, caller: &Caller, txn: Txn) -> Txn {
         let scope = caller.scope();
         let definition = &self.definition.value;
+        let txn = match &self.snapshot {
+            Some(snapshot) => txn.expect_exists(scope.snapshot(&snapshot.id)),
+            None => txn,
+        };
         txn.expect_revision(scope.cluster(&self.cluster.value.name), self.cluster.revision).expect_revision(
             scope.definition(&definition.family, definition.revision),
             self.definition.revision,
@@ -226,6 +237,7 @@ impl Plan {
                 family: &definition.family,
                 revision: definition.revision,
                 isolation: self.isolation,
+                snapshot: self.snapshot.as_ref(),
                 log_mode: &self.log_mode,
             };
             Ok(Task {
@@ -293,4 +305,34 @@ fn task_tags(cluster: &Cluster, definition: &TaskDefinition, input: &RunTaskRequ
         all.insert("aws:ecs:clusterName".to_owned(), cluster.name.to_string());
     }
     Ok(all)
+}
+
+/// Where the tasks begin, if the request's tags name a snapshot.
+async fn snapshot(
+    ecs: &Ecs,
+    caller: &Caller,
+    tags: &Tags,
+    definition: &TaskDefinition,
+    isolation: Isolation,
+    input: &RunTaskRequest,
+) -> Result<Option<SnapshotSource>, Error> {
+    let Some(id) = tags.get(SNAPSHOT_TAG) else { return Ok(None) };
+    let asked = Asked {
+        id,
+        family: &definition.family,
+        revision: definition.revision,
+        has_overrides: input.overrides.as_ref().is_some_and(|given| {
+            let containers = given.container_overrides.as_deref().unwrap_or_default();
+            let says_something = |one: &ContainerOverride| {
+                let silent = ContainerOverride { name: one.name.clone(), ..ContainerOverride::default() };
+                *one != silent
+            };
+            given.cpu.is_some()
+                || given.memory.is_some()
+                || given.ephemeral_storage.is_some()
+                || containers.iter().any(says_something)
+        }),
+        isolation,
+    };
+    snapshots::source(&ecs.store, caller, &asked, invalid, super::errors::internal).await.map(Some)
 }

@@ -10,6 +10,7 @@ use aws_api::ecs::{
 use model::assignment::Decision;
 use model::network::{Eni, Subnet};
 use model::observation::ContainerObservation;
+use model::snapshot::SNAPSHOT_TAG;
 use model::spec::ContainerSpec;
 use model::status::ContainerStatus;
 use model::{Arn, HealthStatus, TaskStatus, Timestamp};
@@ -148,10 +149,14 @@ fn attributes(records: &TaskRecords) -> Vec<Attribute> {
         value: Some(value.to_owned()),
         ..Attribute::default()
     };
-    vec![
+    let mut attributes = vec![
         attribute("ecs.cpu-architecture", architecture),
         attribute("coracle.isolation", spec.isolation.as_str()),
-    ]
+    ];
+    if let Some(snapshot) = &spec.snapshot {
+        attributes.push(attribute(SNAPSHOT_TAG, snapshot.id.as_str()));
+    }
+    attributes
 }
 
 fn container(records: &TaskRecords, spec: &ContainerSpec) -> Container {

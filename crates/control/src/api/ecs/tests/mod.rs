@@ -124,7 +124,7 @@ pub(super) fn document_for(definition: Value, isolation: Isolation) -> Result<Ta
 }
 
 /// A run request of the family `web` that works, with the given members merged in.
-pub(super) fn run_request(changes: Value) -> Value {
+pub(crate) fn run_request(changes: Value) -> Value {
     let mut request = json!({
         "taskDefinition": "web",
         "launchType": "FARGATE",
