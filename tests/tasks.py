@@ -12,6 +12,8 @@ GROUP = "/tests"
 ROLE = "arn:aws:iam::000000000000:role/execution"
 # Runs until it is stopped; a first process without a handler for SIGTERM would be waited for.
 IDLE = "trap 'exit 7' TERM; sleep 1000 & wait"
+# The same, and says so when it listens: a container is RUNNING before its shell has come that far.
+LISTENING = "trap 'exit 7' TERM; echo listening; sleep 1000 & wait"
 # A quarter of an emulated processor would have tests wait for what they do not test.
 CPU, MEMORY = ("512", "1024") if REMOTE else ("256", "512")
 _numbers = itertools.count(1)

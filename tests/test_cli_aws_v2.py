@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 from server import clean_environment, until
-from tasks import GROUP, IDLE
+from tasks import GROUP, LISTENING
 
 # By its path: the tests' own environment has version 1.
 AWS = "/usr/bin/aws"
@@ -78,11 +78,12 @@ def test_tail_follow(aws, tasks):
 
 
 def test_run_wait_and_describe(aws, tasks):
-    definition = tasks.register(tasks.container(IDLE))
+    definition = tasks.register(tasks.container(LISTENING))
     network = f"awsvpcConfiguration={{subnets=[{tasks.server.settings['CORACLE_SUBNET']}],assignPublicIp=ENABLED}}"
     arn = run(aws, "ecs", "run-task", "--task-definition", definition, "--launch-type", "FARGATE",
               "--network-configuration", network, "--query", "tasks[0].taskArn", "--output", "text").strip()
     run(aws, "ecs", "wait", "tasks-running", "--tasks", arn)
+    tasks.wait_for_line(arn, "listening")
     waiting = aws("ecs", "wait", "tasks-stopped", "--tasks", arn)
     run(aws, "ecs", "stop-task", "--task", arn)
     assert waiting.wait(60) == 0, waiting.read()

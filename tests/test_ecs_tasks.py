@@ -5,8 +5,8 @@ import time
 
 import pytest
 from botocore.exceptions import ClientError
-from server import free_port
-from tasks import IDLE, unique
+from server import free_port, needs_speed
+from tasks import IDLE, LISTENING, unique
 
 FAST = {"Delay": 0.1, "MaxAttempts": 300}
 NO_SUCH_TASK = "0" * 32
@@ -23,7 +23,7 @@ def refused(code, *words):
 
 
 def test_a_task_runs_and_ends(tasks):
-    definition = tasks.register(tasks.container(f"echo hello; {IDLE}"))
+    definition = tasks.register(tasks.container(LISTENING))
     started = tasks.run(definition)
     arn = started["taskArn"]
     assert started["lastStatus"] == "PROVISIONING" and started["desiredStatus"] == "RUNNING"
@@ -34,13 +34,14 @@ def test_a_task_runs_and_ends(tasks):
     assert container["imageDigest"].startswith("sha256:") and container["runtimeId"]
     assert running["connectivity"] == "CONNECTED" and running["launchType"] == "FARGATE"
     assert {"name": "coracle.isolation", "value": tasks.server.isolation} in running["attributes"]
+    tasks.wait_for_line(arn, "listening")
     stopping = tasks.ecs.stop_task(task=arn, reason="enough of it")["task"]
     assert stopping["desiredStatus"] == "STOPPED"
     tasks.ecs.get_waiter("tasks_stopped").wait(tasks=[arn], WaiterConfig=FAST)
     stopped = tasks.describe(arn)
     assert stopped["stopCode"] == "UserInitiated" and stopped["stoppedReason"] == "enough of it"
     assert stopped["containers"][0]["exitCode"] == 7
-    assert tasks.log(arn) == ["hello"]
+    assert tasks.log(arn) == ["listening"]
 
 
 @pytest.mark.parametrize("code", [0, 3, 255])
@@ -231,6 +232,7 @@ def test_out_of_memory(tasks):
     assert ended.task["stopCode"] == "EssentialContainerExited"
 
 
+@needs_speed
 def test_memory_of_the_whole_task(tasks):
     ended = tasks.run_to_end(tasks.container("tail", "/dev/zero"), cpu="256", memory="512")
     assert ended.exit_code == 137 and "OutOfMemoryError" in ended.container["reason"]

@@ -71,6 +71,7 @@ def test_disk_full(tasks, neighbour):
     assert sum("No space left on device" in line for line in ended.lines) == 2, ended.lines
 
 
+@needs_speed
 def test_largest_size(tasks):
     arn = tasks.run(tasks.register(tasks.container(IDLE), cpu="16 vCPU", memory="32 GB"))["taskArn"]
     task = tasks.wait(arn, "RUNNING")
