@@ -140,9 +140,9 @@ def test_tasks_go_on_from_a_snapshot(tasks):
 
 @pytest.mark.skipif(not REMOTE, reason="needs a server whose KVM runs Linux: make test-microvm")
 def test_what_does_not_fit_a_snapshot_is_refused(tasks):
-    definition = tasks.register(tasks.container(IDLE))
+    definition = tasks.register(tasks.container(COUNT))
     task = tasks.run(definition)["taskArn"]
-    tasks.wait(task, "RUNNING")
+    said(tasks, task, 1)
     made = snapshot(tasks, task)["snapshotId"]
     command = {"containerOverrides": [{"name": "main", "command": ["true"]}]}
     container = {"key": "coracle.isolation", "value": "container"}
@@ -162,7 +162,7 @@ def test_what_does_not_fit_a_snapshot_is_refused(tasks):
     assert (status, "only a RUNNING task" in body) == (409, True), body
     # The snapshot outlives its task.
     copy = restored(tasks, definition, made)[0]["taskArn"]
-    tasks.wait(copy, "RUNNING")
+    said(tasks, copy, 2)
     tasks.stop(copy)
     assert tasks.ended(copy).exit_code == 7
     assert own_call(tasks.server, "DELETE", f"/_coracle/snapshots/{made}")[0] == 204

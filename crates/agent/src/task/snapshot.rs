@@ -14,6 +14,8 @@ use crate::scratch::copy_sparse;
 use crate::slot::SlotRecord;
 use crate::snapshot::{Description, Draft, Saved};
 
+/// The most that is kept of a guest's reason, in characters.
+const MAX_REASON: usize = 300;
 /// How long a supervisor may take until no process of its task runs.
 const FREEZE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -134,7 +136,8 @@ impl TaskDriver {
             match message.map_err(|_| TaskSnapshotError::Silent)?? {
                 FromSupervisor::Frozen { failure: None } => return Ok(()),
                 FromSupervisor::Frozen { failure: Some(why) } => {
-                    return Err(TaskSnapshotError::NotFrozen(why));
+                    // The guest's words may be the tenant's.
+                    return Err(TaskSnapshotError::NotFrozen(why.chars().take(MAX_REASON).collect()));
                 }
                 FromSupervisor::State { state } if !self.is_of_this_task(&state) => {}
                 FromSupervisor::State { state } => {

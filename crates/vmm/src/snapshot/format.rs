@@ -89,7 +89,6 @@ pub fn write(mut file: &File, snapshot: &Snapshot) -> Result<(), FormatError> {
     file.set_len(0)?;
     file.write_all_at(&bytes, 0)?;
     file.flush()?;
-    file.sync_all()?;
     Ok(())
 }
 

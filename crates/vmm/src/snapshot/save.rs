@@ -42,7 +42,8 @@ pub enum SaveError {
 }
 
 /// Writes a machine that rests into two files, whose contents are replaced. With `pages` of this
-/// process, memory that the guest never touched is not read.
+/// process, memory that the guest never touched is not read. The files are not flushed to the disk: who
+/// gave them can do that when the machine runs again.
 ///
 /// # Errors
 /// KVM does not give something, or a file cannot be written.
@@ -110,7 +111,7 @@ fn save_memory(memory: &GuestMemory, file: &File, pages: Option<&PageMap>) -> Re
         }
         base += region.len();
     }
-    file.sync_all().map_err(SaveError::Memory)
+    Ok(())
 }
 
 /// The offsets and lengths, in bytes, of what may not be zeros in a region.
