@@ -31,7 +31,11 @@ def aws(server, tmp_path):
         output = tmp_path / f"output-{len(started)}"
         with output.open("wb") as file:
             command = [AWS, "--endpoint-url", server.url, *arguments]
-            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+            process = subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, env=environment,
+                # A shell that starts the tests in the background has them, and all they start, ignore it.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
         started.append(process)
         process.read = lambda: output.read_text(errors="replace")
         return process
