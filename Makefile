@@ -67,7 +67,7 @@ e2e-microvm: build
 
 test-monitor: build
 	@$(STATIC) cargo build --locked -p vmm --profile supervisor-dev --target $(TARGET)
-	@tests=$$(cargo test --locked -q -p vmm --no-run --message-format json | grep -o '"executable":"[^"]*"' | cut -d'"' -f4 | sed 's/^/--test-binary /') && \
+	@tests=$$(cargo test --locked -q -p vmm --no-run --message-format json | grep -o '"executable":"[^"]*/deps/[^"]*"' | cut -d'"' -f4 | sed 's/^/--test-binary /') && \
 	/usr/bin/python3 emulated-host/machine.py --cache $(OUT)/emulated-host --kvm --coracle $(OUT)/debug/coracle $$tests \
 	  --file $(OUT)/$(TARGET)/supervisor-dev/coracle-supervisor=/guest/supervisor \
 	  $$(cd $(OUT)/$(TARGET)/supervisor-dev && for name in coracle-vmm coracle-jailer; do [ ! -e $$name ] || echo --file $$PWD/$$name=/bin/$$name; done)

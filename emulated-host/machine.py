@@ -15,9 +15,11 @@ import argparse
 import json
 import os
 import pathlib
+import queue
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -43,6 +45,15 @@ PROGRAMS = ["/usr/sbin/nft", "/usr/sbin/mkfs.ext4", "/usr/bin/ip"]
 FILES = ["/etc/mke2fs.conf"]
 DISK_BYTES = 64 << 30
 RESULTS_BYTES = 1 << 30
+# What `guest/init` says every 20 s, and how long it may say nothing, in seconds.
+HEARTBEAT = "HEARTBEAT"
+SILENCE = 120
+# The machine's own kernel, not a guest's, whose words tests show indented.
+CRASH = re.compile(r"\[ *\d+\.\d+\] (Kernel panic|BUG: TASK stack guard page|watchdog: BUG: soft lockup .* for \d{3,}s)")
+# How often the machine may break.
+ATTEMPTS = 3
+# KVM's remark on a performance counter that a guest's kernel tries once.
+NOISE = re.compile(r"Unhandled WRMSR\(0xc0010007\)")
 # What the kernel needs to get to its disk.
 EARLY_MODULES = ["virtio_pci", "virtio_blk"]
 DIRECTORIES = ("bin", "sbin", "usr/bin", "usr/sbin", "etc", "proc", "sys", "dev", "run", "tmp", "root",
@@ -175,7 +186,9 @@ def root_tree(root, kernel, arguments):
 
 def boot(kernel, initramfs, disk, results, arguments):
     """Boots the machine, prints its console, and returns what its last lines said. `--serve`: runs the
-    tests outside when the server inside is ready, and then ends it."""
+    tests outside when the server inside is ready, and then ends it.
+
+    Raises `Broken` when the machine itself crashes or hangs."""
     processor = KVM_PROCESSOR if arguments.kvm else "max"
     command = [
         "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-M", "q35", "-cpu", processor, "-smp", "2",
@@ -186,21 +199,34 @@ def boot(kernel, initramfs, disk, results, arguments):
         *network(arguments),
         "-append", "console=ttyS0 quiet panic=-1 cgroup_no_v1=all " + arguments.append,
     ]
-    machine = subprocess.Popen(["timeout", "--kill-after=5", str(arguments.limit), *command],
-                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace")
-    counts, code, tests = None, None, None
-    for line in machine.stdout:
-        print(f"  | {line.rstrip()}", flush=True)
+    # In a session of its own, so that both can be killed at once.
+    machine = subprocess.Popen(["timeout", "--foreground", "--kill-after=5", str(arguments.limit), *command],
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace",
+                               start_new_session=True)
+    machine.kill = lambda: os.killpg(machine.pid, signal.SIGKILL)
+    counts, code, tests, broken = None, None, None, None
+    for line in lines_of(machine):
+        if line is None or line.startswith(HEARTBEAT):
+            broken = broken or (line is None and f"it said nothing for {SILENCE} s")
+            continue
+        if not NOISE.search(line):
+            print(f"  | {line.rstrip()}", flush=True)
+        if CRASH.match(line):
+            broken = line.strip()
+            machine.kill()
         found = re.match(r"RESULT: (\d+) passed, (\d+) failed", line)
         counts = (int(found[1]), int(found[2])) if found else counts
         found = re.match(r"EXIT CODE: (\d+)", line)
         code = int(found[1]) if found else code
         if line.startswith("SETTINGS: "):
-            tests = threading.Thread(target=serve, args=(json.loads(line.removeprefix("SETTINGS: ")), arguments))
+            tests = Tests(json.loads(line.removeprefix("SETTINGS: ")), arguments)
             tests.start()
     if tests:
-        tests.join()
-    if machine.wait() == 124:
+        tests.end()
+    status = machine.wait()
+    if broken:
+        raise Broken(broken)
+    if status == 124:
         print(f"the emulated host was stopped after {arguments.limit} s", flush=True)
     return counts, code
 
@@ -213,12 +239,54 @@ def network(arguments):
     return ["-netdev", f"user,id=outside{forwarded}", "-device", "virtio-net-pci,netdev=outside"]
 
 
-def serve(settings, arguments):
+class Broken(Exception):
+    """The machine crashed or hung, not what runs in it: QEMU's emulation of AMD-V loses the host's GS now
+    and then, on two processors."""
+
+
+def lines_of(machine):
+    """What the machine says, and `None` when it has said nothing for too long and is killed."""
+    said = queue.Queue()
+
+    def read():
+        for line in machine.stdout:
+            said.put(line)
+        said.put("")
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        try:
+            line = said.get(timeout=SILENCE)
+        except queue.Empty:
+            machine.kill()
+            line = None
+        if line == "":
+            return
+        yield line
+
+
+class Tests(threading.Thread):
     """Runs pytest against the server inside the machine, whose settings these are, and ends the server."""
-    environment = os.environ | {"CORACLE": arguments.coracle, "CORACLE_E2E_REMOTE": json.dumps(settings)}
-    command = [*shlex.split(arguments.pytest), *arguments.serve]
-    arguments.tests_passed = subprocess.run(command, env=environment).returncode == 0
-    socket.create_connection(("127.0.0.1", arguments.port + 1), timeout=30).close()
+
+    def __init__(self, settings, arguments):
+        super().__init__()
+        self.arguments = arguments
+        environment = os.environ | {"CORACLE": arguments.coracle, "CORACLE_E2E_REMOTE": json.dumps(settings)}
+        command = [*shlex.split(arguments.pytest), *arguments.serve]
+        self.process = subprocess.Popen(command, env=environment, start_new_session=True)
+
+    def run(self):
+        self.arguments.tests_passed = self.process.wait() == 0
+        try:
+            socket.create_connection(("127.0.0.1", self.arguments.port + 1), timeout=30).close()
+        except OSError:
+            print("the emulated host is gone", flush=True)
+
+    def end(self):
+        """The machine has ended, so there is nothing more to test."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.join()
 
 
 def free_ports():
@@ -239,7 +307,9 @@ def bring_out(results, directory):
     directory.mkdir(parents=True, exist_ok=True)
     try:
         with tarfile.open(results) as archive:
-            archive.extractall(directory, filter="data")
+            # Debian 12's Python does not know filters yet.
+            safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+            archive.extractall(directory, **safe)
     except tarfile.ReadError:
         print("the emulated host brought out nothing", flush=True)
 
@@ -261,7 +331,6 @@ def arguments_of(command_line):
     parser.add_argument("--memory", default=None, help="of the machine, as QEMU writes it")
     parser.add_argument("--append", default="", help="to the host kernel's command line")
     arguments = parser.parse_args(command_line)
-    arguments.port, arguments.tests_passed = free_ports(), True
     arguments.memory = arguments.memory or ("4G" if arguments.kvm else "3G")
     if not (arguments.kvm or arguments.coracle or arguments.run):
         parser.error("the tests of cgroup v2 need --coracle")
@@ -270,6 +339,17 @@ def arguments_of(command_line):
 
 def main(command_line=None):
     arguments = arguments_of(command_line)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return run(arguments)
+        except Broken as error:
+            print(f"the emulated host itself broke in attempt {attempt} of {ATTEMPTS}: {error}", flush=True)
+    return 1
+
+
+def run(arguments):
+    """Makes the machine, boots it, and returns the exit code."""
+    arguments.port, arguments.tests_passed = free_ports(), True
     arguments.cache.mkdir(parents=True, exist_ok=True)
     kernel = packages.cloud_kernel(arguments.cache)
     with tempfile.TemporaryDirectory(prefix="coracle-emulated-") as work:
