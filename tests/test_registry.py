@@ -61,7 +61,7 @@ def test_push_and_run(tasks, tmp_path):
         f"{account}.dkr.ecr.{region}.amazonaws.com/team/pushed@{image.digest}",
     ):
         ended = tasks.run_to_end(tasks.container(image=reference))
-        assert ended.lines == ["from the image as app", "/opt"], (reference, ended)
+        assert ended.lines == ["from the image as app", "/opt"], (reference, ended.lines, ended.container, ended.task["stoppedReason"])
         assert ended.container["imageDigest"] == image.digest
         assert ended.container["image"] == reference
     ecr = tasks.server.client("ecr")
