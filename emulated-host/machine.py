@@ -47,7 +47,7 @@ DISK_BYTES = 64 << 30
 RESULTS_BYTES = 1 << 30
 # What `guest/init` says every 20 s, and how long it may say nothing, in seconds.
 HEARTBEAT = "HEARTBEAT"
-SILENCE = 120
+SILENCE = 75
 # The machine's own kernel, not a guest's, whose words tests show indented.
 CRASH = re.compile(r"\[ *\d+\.\d+\] (Kernel panic|BUG: TASK stack guard page|watchdog: BUG: soft lockup .* for \d{3,}s)")
 # How often the machine may break.
