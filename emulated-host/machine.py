@@ -51,7 +51,7 @@ SILENCE = 75
 # The machine's own kernel, not a guest's, whose words tests show indented.
 CRASH = re.compile(r"\[ *\d+\.\d+\] (Kernel panic|BUG: TASK stack guard page|watchdog: BUG: soft lockup .* for \d{3,}s)")
 # How often the machine may break.
-ATTEMPTS = 3
+ATTEMPTS = 6
 # KVM's remark on a performance counter that a guest's kernel tries once.
 NOISE = re.compile(r"Unhandled WRMSR\(0xc0010007\)")
 # What the kernel needs to get to its disk.
@@ -191,7 +191,7 @@ def boot(kernel, initramfs, disk, results, arguments):
     Raises `Broken` when the machine itself crashes or hangs."""
     processor = KVM_PROCESSOR if arguments.kvm else "max"
     command = [
-        "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-M", "q35", "-cpu", processor, "-smp", "2",
+        "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-M", "q35", "-cpu", processor, "-smp", str(arguments.processors),
         "-m", arguments.memory, "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot",
         "-kernel", str(kernel.vmlinuz), "-initrd", str(initramfs),
         "-drive", f"file={disk},format=raw,if=virtio,cache=unsafe",
@@ -324,6 +324,7 @@ def arguments_of(command_line):
     parser.add_argument("--test-binary", action="append", default=[], help="run in it, with --ignored on KVM")
     parser.add_argument("--file", action="append", default=[], metavar="HOST=GUEST", help="put into it")
     parser.add_argument("--run", metavar="COMMAND", help="a shell command to run there instead of the tests")
+    parser.add_argument("--processors", type=int, default=2, help="of the machine; with one, QEMU's AMD-V breaks less")
     parser.add_argument("--pytest", default="python3 -m pytest", metavar="COMMAND", help="the pytest of --serve")
     parser.add_argument("--serve", nargs=argparse.REMAINDER, help="arguments for pytest, outside")
     parser.add_argument("--results", type=pathlib.Path, help="where what it leaves in /results is put")
