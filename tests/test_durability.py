@@ -12,6 +12,7 @@ from server import until
 from tasks import IDLE, Tasks, unique
 
 ROUNDS = 10
+STOP_TIMEOUT = 10
 # Says once that it started, counts, and ends by itself or when stopped.
 SCRIPT = (
     "trap 'echo stopped; exit 9' TERM; echo started; i=0; "
@@ -50,7 +51,9 @@ def test_killed_at_any_moment(own_server):
     tasks = Tasks(own_server.start())
     tasks.image = tasks.push(oci_image.build(), "busybox")
     definitions = {
-        kind: tasks.register(tasks.container(SCRIPT, environment=[{"name": "COUNT", "value": str(count)}]))
+        kind: tasks.register(
+            tasks.container(SCRIPT, environment=[{"name": "COUNT", "value": str(count)}], stopTimeout=STOP_TIMEOUT)
+        )
         for kind, count in {"instant": 0, "short": 5, "long": 100000}.items()
     }
     client = Client(tasks, definitions, random.Random(seed + 1))
@@ -106,6 +109,12 @@ def test_killed_at_any_moment(own_server):
         ticks = [line for line in lines if line.startswith("tick")]
         assert lines[0] == "started" and lines.count("started") == 1, lines[:5]
         assert ticks == [f"tick {i}" for i in range(len(ticks))], f"{arn} lost or repeated lines: {lines}"
+        if code == 137:
+            # The stop came before the shell had set its trap, and a first process without a handler never sees
+            # the signal (pid_namespaces(7)): it is killed a stop timeout later, and lived hardly longer.
+            times = [event["timestamp"] / 1000 for event in tasks.events(arn)]
+            assert arn in client.asked_to_stop and times[-1] - times[0] < STOP_TIMEOUT + 2, (task, lines)
+            continue
         assert code == {"ended": 5, "stopped": 9}[lines[-1]], (lines[-1], task)
         # One that was asked to stop may have ended by itself before it heard.
         expected = "UserInitiated" if arn in client.asked_to_stop or code == 9 else "EssentialContainerExited"
