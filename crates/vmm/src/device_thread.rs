@@ -10,8 +10,8 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::ending::Ending;
-use crate::gate::{Gate, STACK, Wanted};
-use crate::seccomp::{self, ThreadKind};
+use crate::gate::{self, Gate, Wanted};
+use crate::seccomp::ThreadKind;
 use crate::virtio::Source;
 use crate::virtio::mmio::MmioDevice;
 
@@ -76,22 +76,10 @@ impl DeviceThread {
         let gate = Arc::new(Gate::new(Wanted::Rest));
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let mut served = Served::new(devices, wake.clone())?;
-        let thread = std::thread::Builder::new().name("device".into()).stack_size(STACK).spawn({
-            let gate = gate.clone();
-            move || {
-                let _panic = ending.on_panic("device");
-                let _leave = Leave(&gate);
-                if let Err(error) = seccomp::filter(ThreadKind::Device) {
-                    let message = format!("a thread cannot be confined: {error}");
-                    return ending.tell(Ended::Failed { message });
-                }
-                while gate.pass() {
-                    if let Err(error) = served.serve() {
-                        let message = format!("a device thread cannot wait for events: {error}");
-                        return ending.tell(Ended::Failed { message });
-                    }
-                }
-            }
+        let thread = gate::spawn("device", ThreadKind::Device, gate.clone(), ending, move || {
+            let error = served.serve().err()?;
+            let message = format!("a device thread cannot wait for events: {error}");
+            Some(Ended::Failed { message })
         })?;
         Ok(Self { gate, wake, thread: Some(thread) })
     }
@@ -115,14 +103,6 @@ impl Drop for DeviceThread {
             // A panic was told of already.
             let _ = thread.join();
         }
-    }
-}
-
-struct Leave<'a>(&'a Gate);
-
-impl Drop for Leave<'_> {
-    fn drop(&mut self) {
-        self.0.leave();
     }
 }
 

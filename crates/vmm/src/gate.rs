@@ -1,10 +1,17 @@
 //! How a machine's threads are made to run, rest and stop.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use model::microvm::Ended;
+
+use crate::ending::Ending;
+use crate::seccomp::{self, ThreadKind};
 
 /// The stack of a thread that rests at a gate, in bytes. Rust's usual 2 MiB are as large as a huge page: where the host
 /// gives one, all of it is resident, which doubles what a monitor costs.
-pub const STACK: usize = 256 << 10;
+const STACK: usize = 256 << 10;
 
 /// What a thread is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +83,7 @@ impl Gate {
     }
 
     /// The thread is gone, and counts as resting from now on.
-    pub fn leave(&self) {
+    fn leave(&self) {
         let mut state = self.lock();
         state.wanted = Wanted::Stop;
         state.resting = true;
@@ -84,10 +91,45 @@ impl Gate {
     }
 }
 
+/// Leaves the gate when it is dropped, by a panic, too.
+struct Leave<'a>(&'a Gate);
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+/// Starts a confined thread that does `work` whenever `gate` lets it pass, until one of these ends the
+/// machine, which `ending` is told: `work` by what it returns, a panic, or that the thread cannot be
+/// confined. A panic is reported with `name`, which in lower case is also the thread's name on the host.
+///
+/// # Errors
+/// The host gives no more threads.
+pub fn spawn(
+    name: &'static str,
+    kind: ThreadKind,
+    gate: Arc<Gate>,
+    ending: Ending,
+    mut work: impl FnMut() -> Option<Ended> + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.to_lowercase()).stack_size(STACK).spawn(move || {
+        let _panic = ending.on_panic(name);
+        let _leave = Leave(&gate);
+        if let Err(error) = seccomp::filter(kind) {
+            let message = format!("a thread cannot be confined: {error}");
+            return ending.tell(Ended::Failed { message });
+        }
+        while gate.pass() {
+            if let Some(ended) = work() {
+                return ending.tell(ended);
+            }
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     #[test]

@@ -11,8 +11,8 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
 use crate::ending::Ending;
-use crate::gate::{Gate, STACK, Wanted};
-use crate::seccomp::{self, ThreadKind};
+use crate::gate::{self, Gate, Wanted};
+use crate::seccomp::ThreadKind;
 
 /// Sends the threads out of `KVM_RUN`. Its handler does nothing: it is there to interrupt.
 fn kick_signal() -> i32 {
@@ -74,21 +74,11 @@ impl Vcpu {
         let fd = Arc::new(Mutex::new(fd));
         let immediate_exit = ImmediateExit::new(&fd);
         let gate = Arc::new(Gate::new(Wanted::Rest));
-        let thread = std::thread::Builder::new().name("vcpu".into()).stack_size(STACK).spawn({
+        let thread = gate::spawn("vCPU", ThreadKind::Vcpu, gate.clone(), ending, {
             let (fd, gate, immediate_exit) = (fd.clone(), gate.clone(), immediate_exit.clone());
             move || {
-                let _panic = ending.on_panic("vCPU");
-                let _leave = Leave(&gate);
-                if let Err(error) = seccomp::filter(ThreadKind::Vcpu) {
-                    let message = format!("a thread cannot be confined: {error}");
-                    return ending.tell(Ended::Failed { message });
-                }
-                while gate.pass() {
-                    let mut fd = fd.lock().unwrap_or_else(PoisonError::into_inner);
-                    if let Some(ended) = run(&mut fd, &bus, &gate, &immediate_exit) {
-                        return ending.tell(ended);
-                    }
-                }
+                let mut fd = fd.lock().unwrap_or_else(PoisonError::into_inner);
+                run(&mut fd, &bus, &gate, &immediate_exit)
             }
         })?;
         Ok(Self { fd, immediate_exit, gate, thread: Some(thread) })
@@ -123,14 +113,6 @@ impl Drop for Vcpu {
             // A panic was told of already.
             let _ = thread.join();
         }
-    }
-}
-
-struct Leave<'a>(&'a Gate);
-
-impl Drop for Leave<'_> {
-    fn drop(&mut self) {
-        self.0.leave();
     }
 }
 
