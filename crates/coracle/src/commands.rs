@@ -3,6 +3,7 @@
 pub mod api_coverage;
 pub mod doctor;
 pub mod env;
+mod fargate_task;
 pub mod images;
 pub mod inspect;
 pub mod kernel;

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use anyhow::bail;
 use aws_api::ecs::operation::RunTask;
-use aws_api::ecs::{AwsVpcConfiguration, NetworkConfiguration, RunTaskRequest, Tag};
+use aws_api::ecs::{RunTaskRequest, Tag};
 use model::snapshot::{SNAPSHOT_TAG, SnapshotStatus};
 use serde::{Deserialize, Serialize};
 
-use super::{Context, Output, print, tasks, time_text};
+use super::{Context, Output, fargate_task, print, tasks, time_text};
 use crate::client::Client;
 
 /// Who started these tasks, as ListTasks filters them.
@@ -146,22 +146,11 @@ pub async fn restore(context: &Context, args: &RestoreArgs) -> anyhow::Result<()
     let client = context.client()?;
     let id = model::SnapshotId::parse(args.snapshot.as_str())?;
     let shown: Shown = client.get(&format!("/_coracle/snapshots/{id}")).await?;
-    let server = &client.server;
     let request = RunTaskRequest {
         cluster: args.cluster.clone(),
         count: Some(args.count),
-        launch_type: Some("FARGATE".to_owned()),
-        network_configuration: Some(NetworkConfiguration {
-            awsvpc_configuration: Some(AwsVpcConfiguration {
-                subnets: vec![server.subnet.clone()],
-                security_groups: Some(vec![server.security_group.clone()]),
-                assign_public_ip: Some("DISABLED".to_owned()),
-            }),
-        }),
-        started_by: Some(STARTED_BY.to_owned()),
         tags: Some(vec![Tag { key: Some(SNAPSHOT_TAG.to_owned()), value: Some(id.to_string()) }]),
-        task_definition: shown.task_definition_arn,
-        ..RunTaskRequest::default()
+        ..fargate_task::request(&client.server, STARTED_BY, shown.task_definition_arn)
     };
     let started = client.call::<RunTask>(&request).await?.tasks.unwrap_or_default();
     if context.output == Output::Json {

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use anyhow::bail;
 use aws_api::ecs::{
-    AwsVpcConfiguration, ContainerDefinition, KeyValuePair, LogConfiguration, NetworkConfiguration,
-    PortMapping, RegisterTaskDefinitionRequest, RunTaskRequest,
+    ContainerDefinition, KeyValuePair, LogConfiguration, PortMapping, RegisterTaskDefinitionRequest,
+    RunTaskRequest,
 };
 
 use super::RunArgs;
+use crate::commands::fargate_task;
 use crate::commands::log_reader::StreamName;
 use crate::state_dir::Endpoint;
 
@@ -77,21 +78,7 @@ pub fn definition(
 }
 
 pub fn task(args: &RunArgs, server: &Endpoint, definition: String) -> RunTaskRequest {
-    RunTaskRequest {
-        cluster: args.cluster.clone(),
-        count: Some(1),
-        launch_type: Some("FARGATE".to_owned()),
-        network_configuration: Some(NetworkConfiguration {
-            awsvpc_configuration: Some(AwsVpcConfiguration {
-                subnets: vec![server.subnet.clone()],
-                security_groups: Some(vec![server.security_group.clone()]),
-                assign_public_ip: Some("DISABLED".to_owned()),
-            }),
-        }),
-        started_by: Some(STARTED_BY.to_owned()),
-        task_definition: definition,
-        ..RunTaskRequest::default()
-    }
+    RunTaskRequest { cluster: args.cluster.clone(), ..fargate_task::request(server, STARTED_BY, definition) }
 }
 
 /// Where the output of the task is.
