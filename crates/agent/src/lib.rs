@@ -4,6 +4,7 @@
 //! what no task needs; [`Agent::run`] serves a session with control. Ending the agent ends no task.
 
 pub mod cgroup;
+mod error_chain;
 pub mod guest;
 pub mod host;
 pub mod image;

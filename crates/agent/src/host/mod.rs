@@ -16,6 +16,7 @@ use std::process::{Command, Stdio};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Cgroups, Version};
+use crate::error_chain::chain;
 use crate::guest::{self, KernelStore};
 use crate::instance::Instance;
 use crate::net::{firewall, netns};
@@ -402,18 +403,6 @@ fn memory() -> (u64, u64) {
             .saturating_mul(1024)
     };
     (value("MemTotal:"), value("MemAvailable:"))
-}
-
-/// An error with its sources, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

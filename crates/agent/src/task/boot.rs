@@ -14,6 +14,7 @@ use model::spec::Isolation;
 use super::snapshot::not_restored;
 use super::*;
 use crate::cgroup::{CgroupError, Limits};
+use crate::error_chain::chain;
 use crate::image::{Auth, Image, PullProgress, PullRequest, RegistryEndpoint};
 use crate::ledger::MachineRecord;
 use crate::net::ROUTER_MAC;
@@ -38,18 +39,6 @@ enum Found {
 /// A task that does not start, and why; in `stoppedReason`'s words.
 pub(super) fn failed(reason: impl Into<String>) -> StopCause {
     StopCause { code: StopCode::TaskFailedToStart, reason: reason.into() }
-}
-
-/// An error with its causes, on one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 impl TaskDriver {

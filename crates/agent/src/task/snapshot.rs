@@ -6,8 +6,9 @@ use model::sandbox::Identity;
 use model::snapshot::{SnapshotReport, SnapshotSource};
 use model::spec::Isolation;
 
-use super::boot::{chain, failed};
+use super::boot::failed;
 use super::*;
+use crate::error_chain::chain;
 use crate::sandbox::microvm::{self, MicrovmError};
 use crate::sandbox::monitor::MonitorError;
 use crate::scratch::copy_sparse;
