@@ -1,8 +1,9 @@
 //! The host's network on the real kernel. Needs root.
 
 mod support;
+#[path = "support/vpc_host.rs"]
+mod vpc_host;
 
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,50 +12,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use agent::instance::Instance;
-use agent::net::{InterfaceSpec, NameTable, NetConfig, NetError, Network, TaskLink, configure_inside, netns};
+use agent::net::{InterfaceSpec, NameTable, NetError, configure_inside, netns};
 use hickory_proto::op::{Message, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{RData, Record, RecordType};
-use model::network::{Cidr, Eni, Mac};
-use model::{EniId, Region, SubnetId, VpcId};
+use model::VpcId;
+use model::network::Cidr;
 use support::on_private_host;
+use vpc_host::{DEADLINE, Host, Task, eni, fetch, serve, sh};
 
 /// On the host's loopback, as with systemd-resolved.
 const UPSTREAM_DNS: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 5353));
-const DEADLINE: Duration = Duration::from_secs(5);
 
-/// A host with the default VPC.
-struct Host {
-    runtime: tokio::runtime::Runtime,
-    state_dir: tempfile::TempDir,
-    /// `None` while the agent is down.
-    agent: Option<Network>,
-    vpc: VpcId,
+fn host() -> Host {
+    Host::new(vec![UPSTREAM_DNS])
 }
 
 impl Host {
-    fn new() -> Self {
-        sh("ip link set lo up");
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let state_dir = tempfile::tempdir().unwrap();
-        let vpc = VpcId::parse("vpc-0123456789abcdef0").unwrap();
-        let network = open(&runtime, &state_dir);
-        runtime.block_on(network.ensure_vpc(&vpc, cidr("172.31.0.0/16"))).unwrap();
-        Self { runtime, state_dir, agent: Some(network), vpc }
-    }
-
-    /// As after a kill -9 of the agent: a new process finds what the old one left.
-    fn crash_and_reopen(&mut self) {
-        self.agent = None;
-        self.agent = Some(open(&self.runtime, &self.state_dir));
-    }
-
-    fn network(&self) -> &Network {
-        self.agent.as_ref().unwrap()
-    }
-
     fn task(&self, last: u8) -> Task {
         let netns = netns::create_anonymous().unwrap();
         let eni = eni(&self.vpc, Ipv4Addr::new(172, 31, 0, last));
@@ -65,97 +39,10 @@ impl Host {
         });
         Task { netns, eni, link }
     }
-
-    fn instance(&self) -> Instance {
-        Instance::of(self.state_dir.path()).unwrap()
-    }
-}
-
-fn open(runtime: &tokio::runtime::Runtime, state_dir: &tempfile::TempDir) -> Network {
-    let instance = Instance::of(state_dir.path()).unwrap();
-    let region = Region::parse("eu-central-1").unwrap();
-    let upstream_dns = Some(vec![UPSTREAM_DNS]);
-    runtime.block_on(Network::open(NetConfig { instance, region, upstream_dns })).unwrap()
-}
-
-struct Task {
-    netns: File,
-    eni: Eni,
-    link: TaskLink,
-}
-
-impl Task {
-    fn run<T: Send>(&self, job: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        netns::run_in(self.netns.as_fd(), job)
-    }
-
-    fn address(&self, port: u16) -> SocketAddrV4 {
-        SocketAddrV4::new(self.eni.address, port)
-    }
-
-    /// Serves "hello" to each connection, until the test ends.
-    fn serve(&self, port: u16) {
-        let listener = self.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap();
-        serve(listener);
-    }
-
-    fn fetch(&self, from: SocketAddrV4) -> io::Result<String> {
-        self.run(|| fetch(from))
-    }
-
-    fn udp(&self, port: u16) -> UdpSocket {
-        let socket = self.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap();
-        socket.set_read_timeout(Some(DEADLINE)).unwrap();
-        socket
-    }
-
-    /// Runs a command inside the task's network namespace.
-    fn sh(&self, script: &str) {
-        self.run(|| {
-            sh(script);
-            Ok(())
-        })
-        .unwrap();
-    }
-}
-
-fn serve(listener: TcpListener) {
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let _ = stream.and_then(|mut stream| stream.write_all(b"hello"));
-        }
-    });
-}
-
-fn fetch(from: SocketAddrV4) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&from.into(), DEADLINE)?;
-    stream.set_read_timeout(Some(DEADLINE))?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    Ok(text)
 }
 
 fn cidr(text: &str) -> Cidr {
     text.parse().unwrap()
-}
-
-fn eni(vpc: &VpcId, address: Ipv4Addr) -> Eni {
-    Eni {
-        id: EniId::parse("eni-0123456789abcdef0").unwrap(),
-        vpc: vpc.clone(),
-        subnet: SubnetId::parse("subnet-0123456789abcdef0").unwrap(),
-        mac: Mac::of_address(address),
-        address,
-        prefix_len: 20,
-        gateway: Ipv4Addr::new(172, 31, 0, 1),
-        resolver: Ipv4Addr::new(172, 31, 0, 2),
-        private_dns_name: "ip-172-31-0-5.eu-central-1.compute.internal".into(),
-    }
-}
-
-fn sh(script: &str) {
-    let output = Command::new("sh").args(["-ec", script]).output().unwrap();
-    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn stdout(script: &str) -> String {
@@ -171,7 +58,7 @@ fn refused(result: &io::Result<String>) -> bool {
 #[test]
 fn tasks_and_the_host_reach_tasks() {
     on_private_host("tasks_and_the_host_reach_tasks", || {
-        let host = Host::new();
+        let host = host();
         let (a, b) = (host.task(5), host.task(6));
         b.serve(80);
         assert_eq!(a.fetch(b.address(80)).unwrap(), "hello");
@@ -196,7 +83,7 @@ fn tasks_and_the_host_reach_tasks() {
 #[test]
 fn tasks_do_not_reach_the_host() {
     on_private_host("tasks_do_not_reach_the_host", || {
-        let host = Host::new();
+        let host = host();
         sh(
             "ip link add wan0 type veth peer name wan1; ip addr add 198.51.100.1/24 dev wan0; ip link set wan0 up",
         );
@@ -235,7 +122,7 @@ fn tasks_do_not_reach_the_host() {
 #[test]
 fn spoofed_packets_are_dropped() {
     on_private_host("spoofed_packets_are_dropped", || {
-        let host = Host::new();
+        let host = host();
         let (a, b, c) = (host.task(5), host.task(6), host.task(7));
         let receiver = c.udp(9000);
         let receive = || {
@@ -268,7 +155,7 @@ fn spoofed_packets_are_dropped() {
 #[test]
 fn the_outside_sees_the_hosts_address() {
     on_private_host("the_outside_sees_the_hosts_address", || {
-        let host = Host::new();
+        let host = host();
         // As on a Docker host.
         sh("iptables -P FORWARD DROP");
         host.runtime.block_on(host.network().reconcile(Vec::new())).unwrap();
@@ -308,7 +195,7 @@ fn the_outside_sees_the_hosts_address() {
 #[test]
 fn a_crashed_agents_network_is_taken_over() {
     on_private_host("a_crashed_agents_network_is_taken_over", || {
-        let mut host = Host::new();
+        let mut host = host();
         let (a, b, gone) = (host.task(5), host.task(6), host.task(7));
         b.serve(80);
         let mut open_before = a.run(|| TcpStream::connect(b.address(80))).unwrap();
@@ -340,7 +227,7 @@ fn a_crashed_agents_network_is_taken_over() {
 #[test]
 fn a_link_dies_with_its_namespace() {
     on_private_host("a_link_dies_with_its_namespace", || {
-        let mut host = Host::new();
+        let mut host = host();
         let task = host.task(5);
         let link = task.link.clone();
         drop(task);
@@ -369,21 +256,20 @@ fn teardown_leaves_the_host_as_it_was() {
             )
         };
         let before = look();
-        let host = Host::new();
+        let host = host();
         let task = host.task(5);
         assert_ne!(look(), before);
         host.runtime.block_on(host.network().teardown()).unwrap();
         assert_eq!(look(), before);
         assert!(task.fetch("172.31.0.1:80".parse().unwrap()).is_err());
         host.runtime.block_on(host.network().teardown()).unwrap();
-        let _ = host.instance();
     });
 }
 
 #[test]
 fn blocks_in_use_are_refused() {
     on_private_host("blocks_in_use_are_refused", || {
-        let host = Host::new();
+        let host = host();
         sh(
             "ip link add lan0 type veth peer name lan1; ip link set lan0 up; ip addr add 10.9.1.1/24 dev lan0",
         );
@@ -402,7 +288,7 @@ fn blocks_in_use_are_refused() {
 #[test]
 fn vpcs_do_not_reach_each_other() {
     on_private_host("vpcs_do_not_reach_each_other", || {
-        let host = Host::new();
+        let host = host();
         let near = host.task(5);
         near.serve(80);
         let other = VpcId::parse("vpc-00000000000000009").unwrap();
@@ -486,7 +372,7 @@ fn ask(task: &Task, name: &str, kind: RecordType, tcp: bool) -> (ResponseCode, V
 #[test]
 fn the_resolver_answers_at_base_plus_two() {
     on_private_host("the_resolver_answers_at_base_plus_two", || {
-        let mut host = Host::new();
+        let mut host = host();
         let task = host.task(5);
         let found = |text: &str| (ResponseCode::NoError, vec![text.to_owned()]);
         let private = "ip-172-31-0-6.eu-central-1.compute.internal.";
@@ -535,7 +421,7 @@ fn the_resolver_answers_at_base_plus_two() {
 #[test]
 fn cost_of_a_task() {
     on_private_host("cost_of_a_task", || {
-        let host = Host::new();
+        let host = host();
         let mut prepares = Vec::new();
         let mut attaches = Vec::new();
         let mut detaches = Vec::new();

@@ -4,35 +4,23 @@
 //! the two, as a machine's monitor does.
 
 mod support;
+#[path = "support/vpc_host.rs"]
+mod vpc_host;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
-use std::time::Duration;
 
-use agent::instance::Instance;
-use agent::net::{InterfaceSpec, NetConfig, Network, TaskLink, configure_inside, netns, tap};
-use model::network::{Eni, Mac};
-use model::{EniId, Region, SubnetId, VpcId};
+use agent::net::{InterfaceSpec, configure_inside, netns, tap};
 use rustix::event::{PollFd, PollFlags, poll};
 use support::on_private_host;
-
-const DEADLINE: Duration = Duration::from_secs(5);
-
-struct Host {
-    runtime: tokio::runtime::Runtime,
-    state_dir: tempfile::TempDir,
-    network: Option<Network>,
-    vpc: VpcId,
-}
+use vpc_host::{Host, Task, eni, fetch};
 
 /// A guest, and what the agent knows of it.
 struct Guest {
-    netns: File,
-    link: TaskLink,
-    eni: Eni,
+    task: Task,
     carrier: Option<Carrier>,
 }
 
@@ -78,39 +66,13 @@ fn carry(one: OwnedFd, other: OwnedFd) -> Carrier {
     Carrier { thread: Some(thread), stop: Some(stop) }
 }
 
+fn host() -> Host {
+    Host::new(Vec::new())
+}
+
 impl Host {
-    fn new() -> Self {
-        sh("ip link set lo up");
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let state_dir = tempfile::tempdir().unwrap();
-        let vpc = VpcId::parse("vpc-0123456789abcdef0").unwrap();
-        let network = open(&runtime, &state_dir);
-        runtime.block_on(network.ensure_vpc(&vpc, "172.31.0.0/16".parse().unwrap())).unwrap();
-        Self { runtime, state_dir, network: Some(network), vpc }
-    }
-
-    fn network(&self) -> &Network {
-        self.network.as_ref().unwrap()
-    }
-
-    fn eni(&self, last: u8) -> Eni {
-        let address = Ipv4Addr::new(172, 31, 0, last);
-        Eni {
-            id: EniId::parse("eni-0123456789abcdef0").unwrap(),
-            vpc: self.vpc.clone(),
-            subnet: SubnetId::parse("subnet-0123456789abcdef0").unwrap(),
-            mac: Mac::of_address(address),
-            address,
-            prefix_len: 20,
-            gateway: Ipv4Addr::new(172, 31, 0, 1),
-            resolver: Ipv4Addr::new(172, 31, 0, 2),
-            private_dns_name: "ip-172-31-0-5.eu-central-1.compute.internal".into(),
-        }
-    }
-
     fn guest(&self, last: u8) -> Guest {
-        let eni = self.eni(last);
+        let eni = eni(&self.vpc, Ipv4Addr::new(172, 31, 0, last));
         let (link, near) = self.runtime.block_on(async {
             let prepared = self.network().prepare_tap(&self.vpc).await.unwrap();
             self.network().attach_tap(prepared, &eni).await.unwrap()
@@ -119,80 +81,36 @@ impl Host {
         let far = netns::run_in(netns.as_fd(), || tap::create("eth0")).unwrap();
         let mtu = self.network().mtu(&self.vpc).unwrap();
         configure_inside(netns.as_fd(), &InterfaceSpec::of(&eni, mtu.into())).unwrap();
-        Guest { netns, link, eni, carrier: Some(carry(near, far)) }
+        Guest { task: Task { netns, eni, link }, carrier: Some(carry(near, far)) }
     }
 
     fn links(&self) -> String {
-        let instance = Instance::of(self.state_dir.path()).unwrap();
-        let script = format!("ip netns exec coracle-{instance}-{} ip -o link show type tun", self.vpc);
+        let script =
+            format!("ip netns exec coracle-{}-{} ip -o link show type tun", self.instance(), self.vpc);
         let output = Command::new("sh").args(["-ec", &script]).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 }
 
-impl Guest {
-    fn run<T: Send>(&self, job: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        netns::run_in(self.netns.as_fd(), job)
-    }
-
-    /// Answers one connection with "hello".
-    fn serve(&self, port: u16) {
-        let listener = self.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap();
-        std::thread::spawn(move || listener.accept().unwrap().0.write_all(b"hello").unwrap());
-    }
-
-    fn udp(&self) -> UdpSocket {
-        self.run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 9000))).unwrap()
-    }
-
-    fn sh(&self, script: &str) {
-        self.run(|| {
-            sh(script);
-            Ok(())
-        })
-        .unwrap();
-    }
-}
-
-fn open(runtime: &tokio::runtime::Runtime, state_dir: &tempfile::TempDir) -> Network {
-    let instance = Instance::of(state_dir.path()).unwrap();
-    let region = Region::parse("eu-central-1").unwrap();
-    runtime.block_on(Network::open(NetConfig { instance, region, upstream_dns: Some(Vec::new()) })).unwrap()
-}
-
-fn sh(script: &str) {
-    let output = Command::new("sh").args(["-ec", script]).output().unwrap();
-    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-fn fetch(address: Ipv4Addr, port: u16) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&(address, port).into(), DEADLINE)?;
-    stream.set_read_timeout(Some(DEADLINE))?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    Ok(text)
-}
-
 #[test]
 fn guests_and_the_host_reach_guests() {
     on_private_host("guests_and_the_host_reach_guests", || {
-        let host = Host::new();
+        let host = host();
         let (a, b) = (host.guest(5), host.guest(6));
-        b.serve(80);
-        assert_eq!(fetch(b.eni.address, 80).unwrap(), "hello");
-        b.serve(81);
-        assert_eq!(a.run(|| fetch(b.eni.address, 81)).unwrap(), "hello");
+        b.task.serve(80);
+        assert_eq!(fetch(b.task.address(80)).unwrap(), "hello");
+        assert_eq!(a.task.fetch(b.task.address(80)).unwrap(), "hello");
     });
 }
 
 #[test]
 fn guests_do_not_spoof() {
     on_private_host("guests_do_not_spoof", || {
-        let host = Host::new();
+        let host = host();
         let (a, b) = (host.guest(5), host.guest(6));
-        let receiver = b.udp();
-        receiver.set_read_timeout(Some(DEADLINE)).unwrap();
+        let (a, b) = (&a.task, &b.task);
+        let receiver = b.udp(9000);
         let receive = || {
             let mut buffer = [0; 64];
             let (length, from) = receiver.recv_from(&mut buffer).unwrap();
@@ -202,14 +120,14 @@ fn guests_do_not_spoof() {
         let spoofed = Ipv4Addr::new(172, 31, 9, 9);
         a.sh(&format!("ip addr add {spoofed}/32 dev eth0"));
         let liar = a.run(|| UdpSocket::bind((spoofed, 0))).unwrap();
-        liar.send_to(b"spoofed", (b.eni.address, 9000)).unwrap();
+        liar.send_to(b"spoofed", b.address(9000)).unwrap();
         // Packets of one guest keep their order: what comes first tells.
-        honest.send_to(b"honest", (b.eni.address, 9000)).unwrap();
+        honest.send_to(b"honest", b.address(9000)).unwrap();
         assert_eq!(receive(), ("honest".into(), a.eni.address.into()));
         a.sh("ip link set eth0 address 02:c0:ac:1f:00:06");
-        honest.send_to(b"spoofed", (b.eni.address, 9000)).unwrap();
+        honest.send_to(b"spoofed", b.address(9000)).unwrap();
         a.sh(&format!("ip link set eth0 address {}", a.eni.mac));
-        honest.send_to(b"honest mac", (b.eni.address, 9000)).unwrap();
+        honest.send_to(b"honest mac", b.address(9000)).unwrap();
         assert_eq!(receive().0, "honest mac");
     });
 }
@@ -217,22 +135,21 @@ fn guests_do_not_spoof() {
 #[test]
 fn a_tap_outlives_the_agent_but_not_its_machine() {
     on_private_host("a_tap_outlives_the_agent_but_not_its_machine", || {
-        let mut host = Host::new();
+        let mut host = host();
         let mut guest = host.guest(5);
         // Prepared for nobody yet: it goes with the agent that made it.
         let waiting = host.runtime.block_on(host.network().prepare_tap(&host.vpc)).unwrap();
         assert_eq!(host.links().lines().count(), 2);
         drop(waiting);
-        host.network = None;
-        host.network = Some(open(&host.runtime, &host.state_dir));
-        let missing = host.runtime.block_on(host.network().reconcile(vec![guest.link.clone()])).unwrap();
+        host.crash_and_reopen();
+        let missing = host.runtime.block_on(host.network().reconcile(vec![guest.task.link.clone()])).unwrap();
         assert_eq!(missing, []);
         assert_eq!(host.links().lines().count(), 1);
-        guest.serve(80);
-        assert_eq!(fetch(guest.eni.address, 80).unwrap(), "hello");
+        guest.task.serve(80);
+        assert_eq!(fetch(guest.task.address(80)).unwrap(), "hello");
 
         guest.carrier = None;
         assert_eq!(host.links(), "");
-        host.runtime.block_on(host.network().detach(&guest.link)).unwrap();
+        host.runtime.block_on(host.network().detach(&guest.task.link)).unwrap();
     });
 }
