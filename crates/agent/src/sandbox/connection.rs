@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::Duration;
@@ -11,6 +10,8 @@ use model::sandbox::{FromSupervisor, MAX_FRAME, ToSupervisor};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+use super::socket_path;
 
 /// Where a supervisor listens, in its directory.
 pub(super) const SOCKET: &str = "supervisor.sock";
@@ -42,7 +43,7 @@ pub enum ConnectionError {
 /// It cannot be made.
 pub(super) fn listen(dir: &Path) -> io::Result<UnixListener> {
     let opened = File::open(dir)?;
-    let listener = UnixListener::bind(format!("/proc/self/fd/{}/{SOCKET}", opened.as_raw_fd()))?;
+    let listener = UnixListener::bind(socket_path(&opened, SOCKET))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
@@ -58,15 +59,14 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects to the socket [`SOCKET`] in `dir`, however long the directory's path is: an address
-    /// of a Unix socket has only 108 bytes (unix(7)), so it is reached through a descriptor.
+    /// Connects to the socket [`SOCKET`] in `dir`, however long the directory's path is.
     ///
     /// # Errors
     /// Nobody listens on the socket.
     pub async fn open(dir: &Path) -> Result<Self, ConnectionError> {
         let opened = File::open(dir).map_err(ConnectionError::Connect)?;
-        let socket = format!("/proc/self/fd/{}/{SOCKET}", opened.as_raw_fd());
-        let stream = UnixStream::connect(socket).await.map_err(ConnectionError::Connect)?;
+        let stream =
+            UnixStream::connect(socket_path(&opened, SOCKET)).await.map_err(ConnectionError::Connect)?;
         let (reader, writer) = stream.into_split();
         Ok(Self { reader, writer, received: Vec::new() })
     }

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,6 +13,8 @@ use rustix::net::{
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use super::socket_path;
 
 /// Where a monitor listens, in its directory.
 const SOCKET: &str = "control.sock";
@@ -85,14 +87,14 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Connects to the monitor in `dir`, however long that path is (see `connection.rs`).
+    /// Connects to the monitor in `dir`, however long that path is.
     ///
     /// # Errors
     /// Nobody listens.
     pub fn open(dir: &Path) -> Result<Self, MonitorError> {
         let connect = || -> io::Result<OwnedFd> {
             let opened = std::fs::File::open(dir)?;
-            let address = SocketAddrUnix::new(format!("/proc/self/fd/{}/{SOCKET}", opened.as_raw_fd()))?;
+            let address = SocketAddrUnix::new(socket_path(&opened, SOCKET))?;
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
             rustix::net::connect(&socket, &address)?;
