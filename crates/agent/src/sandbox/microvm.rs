@@ -68,6 +68,20 @@ pub async fn save<T, W: Future<Output = T>>(
     meanwhile: impl FnOnce() -> W,
 ) -> Result<(T, Duration), MonitorError> {
     let mut monitor = Monitor::open(dir)?;
+    let began = tokio::time::Instant::now();
+    let done = pause_and_save(&mut monitor, process, state, memory, meanwhile).await?;
+    monitor.ask(&Request::Resume, &Files::default()).await?;
+    Ok((done, began.elapsed()))
+}
+
+/// As [`save`], but the machine stands still afterwards, for as long as the monitor is connected to.
+pub(super) async fn pause_and_save<T, W: Future<Output = T>>(
+    monitor: &mut Monitor,
+    process: ProcessId,
+    state: &File,
+    memory: &File,
+    meanwhile: impl FnOnce() -> W,
+) -> Result<T, MonitorError> {
     let mut files = Files::default();
     let pages = process.open("pagemap").map_err(MonitorError::Connect)?;
     let request = Request::Snapshot {
@@ -75,12 +89,10 @@ pub async fn save<T, W: Future<Output = T>>(
         memory: files.attach(memory)?,
         pages: Some(files.attach(&pages)?),
     };
-    let began = tokio::time::Instant::now();
     monitor.ask(&Request::Pause, &Files::default()).await?;
     let (saved, done) = tokio::join!(monitor.ask_within(SAVE_TIMEOUT, &request, &files), meanwhile());
     saved?;
-    monitor.ask(&Request::Resume, &Files::default()).await?;
-    Ok((done, began.elapsed()))
+    Ok(done)
 }
 
 /// Why a microVM does not come up.

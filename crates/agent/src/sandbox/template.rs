@@ -16,7 +16,7 @@ use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 
 use super::connection::Connection;
-use super::microvm::{Backing, MicrovmError, Size, await_supervisor};
+use super::microvm::{Backing, MicrovmError, Size, await_supervisor, pause_and_save};
 use super::monitor::{Files, Monitor};
 use super::process::{self, ProcessId};
 
@@ -228,15 +228,7 @@ impl Templates {
                 .map_err(MicrovmError::io("create", &path))
         };
         let (state, memory) = (create("state")?, create("memory")?);
-        let pages = process.open("pagemap").map_err(MicrovmError::io("look at the memory of", dir))?;
-        let mut files = Files::default();
-        let request = Request::Snapshot {
-            state: files.attach(&state)?,
-            memory: files.attach(&memory)?,
-            pages: Some(files.attach(&pages)?),
-        };
-        monitor.ask(&Request::Pause, &Files::default()).await?;
-        monitor.ask(&request, &files).await?;
+        pause_and_save(&mut monitor, process, &state, &memory, || std::future::ready(())).await?;
         for (file, name) in [(&state, "state"), (&memory, "memory")] {
             file.sync_all().map_err(MicrovmError::io("write", &dir.join(name)))?;
         }
