@@ -7,17 +7,16 @@ use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::rc::Rc;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use caps::CapSet;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::wait::waitpid;
 use nix::unistd::{Gid, Pid, Uid, setgroups, setresgid, setresuid, setsid};
 
 use crate::cgroup::Cgroup;
 use crate::executor;
 use crate::image_user::ImageUser;
 use crate::seccomp::Filter;
-use crate::sys;
+use crate::{second_fork, sys};
 
 /// What a program in a container runs with: the same as the container's own process.
 #[derive(Clone)]
@@ -42,36 +41,12 @@ pub fn start(container: Pid, context: &Inside, arguments: &[String], dev_null: &
         rustix::process::Pid::from_raw(container.as_raw()).context("no pid")?,
         rustix::process::PidfdFlags::empty(),
     )?;
-    let (pid_read, pid_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    let Some(middle) = sys::fork()? else {
-        // The PID namespace is entered by children only, hence the second fork. Its child is left
-        // to the supervisor by the end of this process.
-        let child = join(container, &pidfd, context).and_then(|()| Ok(sys::fork()?));
-        let code = match child {
-            Ok(Some(child)) => {
-                let _ = rustix::io::write(&pid_write, &child.as_raw().to_ne_bytes());
-                0
-            }
-            Ok(None) => {
-                let text = become_program(context, arguments, dev_null);
-                tracing::info!(text, "health check not executed");
-                126
-            }
-            Err(error) => {
-                tracing::error!(error = format!("{error:#}"), "cannot enter the container");
-                1
-            }
-        };
-        sys::exit_now(code);
-    };
-    drop(pid_write);
-    let mut bytes = [0u8; 4];
-    let length = rustix::io::read(&pid_read, &mut bytes).unwrap_or(0);
-    waitpid(middle, None)?;
-    if length != bytes.len() {
-        bail!("cannot enter the container");
-    }
-    Ok(Pid::from_raw(i32::from_ne_bytes(bytes)))
+    let enter = || join(container, &pidfd, context);
+    second_fork::start("cannot enter the container", enter, || {
+        let text = become_program(context, arguments, dev_null);
+        tracing::info!(text, "health check not executed");
+        126
+    })
 }
 
 fn join(first: Pid, container: &impl AsFd, context: &Inside) -> Result<()> {

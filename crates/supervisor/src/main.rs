@@ -35,6 +35,7 @@ mod rootfs;
 mod sandbox;
 mod scratch;
 mod seccomp;
+mod second_fork;
 mod supervisor;
 mod sys;
 mod task;

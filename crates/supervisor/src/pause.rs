@@ -11,7 +11,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, pivot_root, setsid};
 
-use crate::sys;
+use crate::{second_fork, sys};
 
 const PIDNS_PATH: &str = "/ns/pid";
 
@@ -22,29 +22,7 @@ const PIDNS_PATH: &str = "/ns/pid";
 /// The kernel refuses one of the namespaces.
 pub fn share_pid_namespace(userns: Option<&OwnedFd>) -> Result<PathBuf> {
     const NONE: Option<&str> = None;
-    let (pid_read, pid_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    let Some(middle) = sys::fork()? else {
-        let code = match enter(userns).and_then(|()| Ok(sys::fork()?)) {
-            Ok(Some(child)) => {
-                let _ = rustix::io::write(&pid_write, &child.as_raw().to_ne_bytes());
-                0
-            }
-            Ok(None) => pause(),
-            Err(error) => {
-                tracing::error!(error = format!("{error:#}"), "cannot make a shared PID namespace");
-                1
-            }
-        };
-        sys::exit_now(code);
-    };
-    drop(pid_write);
-    let mut bytes = [0u8; 4];
-    let length = rustix::io::read(&pid_read, &mut bytes).unwrap_or(0);
-    waitpid(middle, None)?;
-    if length != bytes.len() {
-        bail!("cannot make a shared PID namespace");
-    }
-    let pid = i32::from_ne_bytes(bytes);
+    let pid = second_fork::start("cannot make a shared PID namespace", || enter(userns), pause)?;
     File::create(PIDNS_PATH)?;
     let source = format!("/proc/{pid}/ns/pid");
     mount(Some(source.as_str()), PIDNS_PATH, NONE, MsFlags::MS_BIND, NONE)
