@@ -264,18 +264,25 @@ impl std::fmt::Debug for Inner {
     }
 }
 
+/// A socket of this netlink protocol, connected to the kernel, in the calling thread's network
+/// namespace.
+pub(super) fn connect(protocol: isize) -> io::Result<Socket> {
+    let mut socket = Socket::new(protocol)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    // An answer is queued before `send` returns: waiting longer means that it was lost.
+    rustix::net::sockopt::set_socket_timeout(
+        socket.as_fd(),
+        rustix::net::sockopt::Timeout::Recv,
+        Some(Duration::from_secs(5)),
+    )?;
+    Ok(socket)
+}
+
 impl Netlink {
     /// A socket in the calling thread's network namespace.
     pub fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        // An answer is queued before `send` returns: waiting longer means that it was lost.
-        rustix::net::sockopt::set_socket_timeout(
-            socket.as_fd(),
-            rustix::net::sockopt::Timeout::Recv,
-            Some(Duration::from_secs(5)),
-        )?;
+        let socket = connect(NETLINK_ROUTE)?;
         Ok(Self { inner: Mutex::new(Inner { socket, sequence: 0, receive: Vec::with_capacity(64 * 1024) }) })
     }
 

@@ -5,13 +5,12 @@
 //! transaction. Wire format: linux/netfilter/nfnetlink.h and nf_tables.h (`NFT_MSG_NEWSETELEM`).
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
-use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+use rtnetlink::sys::{Socket, protocols::NETLINK_NETFILTER};
 
-use super::netns;
+use super::{netlink, netns};
 
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;
@@ -65,14 +64,7 @@ impl SetSocket {
     /// A socket in the given network namespace.
     pub fn open_in(netns: BorrowedFd<'_>) -> io::Result<Self> {
         netns::run_in(netns, || {
-            let mut socket = Socket::new(NETLINK_NETFILTER)?;
-            socket.bind_auto()?;
-            socket.connect(&SocketAddr::new(0, 0))?;
-            rustix::net::sockopt::set_socket_timeout(
-                socket.as_fd(),
-                rustix::net::sockopt::Timeout::Recv,
-                Some(Duration::from_secs(5)),
-            )?;
+            let socket = netlink::connect(NETLINK_NETFILTER)?;
             Ok(Self(Mutex::new(Inner { socket, sequence: 0 })))
         })
     }
