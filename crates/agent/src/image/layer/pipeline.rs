@@ -257,6 +257,15 @@ fn judge(
     Ok(unpacked)
 }
 
+/// What `Read` does for a reader that has a buffer anyway.
+fn read_buffered(reader: &mut impl BufRead, buffer: &mut [u8]) -> io::Result<usize> {
+    let available = reader.fill_buf()?;
+    let length = available.len().min(buffer.len());
+    buffer[..length].copy_from_slice(&available[..length]);
+    reader.consume(length);
+    Ok(length)
+}
+
 /// The compressed bytes as a reader that takes their digest.
 struct Compressed {
     network: mpsc::Receiver<Message>,
@@ -295,11 +304,7 @@ impl BufRead for Compressed {
 
 impl Read for Compressed {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let available = self.fill_buf()?;
-        let length = available.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&available[..length]);
-        self.consume(length);
-        Ok(length)
+        read_buffered(self, buffer)
     }
 }
 
@@ -502,11 +507,7 @@ impl<S: Source> BufRead for Archive<S> {
 
 impl<S: Source> Read for Archive<S> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let available = self.fill_buf()?;
-        let length = available.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&available[..length]);
-        self.consume(length);
-        Ok(length)
+        read_buffered(self, buffer)
     }
 }
 
