@@ -67,6 +67,16 @@ def test_run_passes_output_and_exit_code(cli, image):
     assert done.output == "out\nname -a b-\n"
 
 
+def test_run_for_programs(cli, image):
+    """A line of JSON for every line of output, as `logs` has it, and one for the end."""
+    lines = cli.run("--output", "json", "run", "--name", "spoken", image, "sh", "-c", "echo out; exit 3", code=3).output.splitlines()
+    out, end = (json.loads(line) for line in lines)
+    assert (out["container"], out["message"]) == ("spoken", "out") and out["timestamp"] > 0, out
+    assert end["exitCode"] == 3 and end["stopCode"] == "EssentialContainerExited" and "/default/" in end["taskArn"], end
+    never = cli.run("--output", "json", "run", image, "/no/such/program", code=127).output
+    assert "no such file" in json.loads(never)["reason"].lower(), never
+
+
 def test_run_with_options(cli, image, tasks):
     name = unique("named")
     options = ["--quiet", "--cpu", "512", "--memory", "1024", "--name", name, "--env", "GIVEN=a=b", "-e", "FROM_HERE"]

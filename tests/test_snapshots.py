@@ -15,7 +15,7 @@ from tasks import IDLE
 # Counts in its memory and on its disk, and says who and where it is.
 COUNT = (
     "trap 'exit 7' TERM; mkdir /www; httpd -p 0.0.0.0:8080 -h /www; n=0; while true; do "
-    "n=$((n+1)); echo x >> /kept; hostname > /www/name; "
+    "n=$((n+1)); echo x >> /kept; hostname > /www/new; mv /www/new /www/name; "
     "echo n=$n kept=$(wc -l < /kept) host=$(hostname) etc=$(cat /etc/hostname) address=$(hostname -i) "
     "uuid=$(cat /proc/sys/kernel/random/uuid) boot=$(cat /proc/sys/kernel/random/boot_id) at=$(date +%s); "
     "sleep 1 & wait $!; done"
@@ -115,7 +115,7 @@ def test_tasks_go_on_from_a_snapshot(tasks):
         task = tasks.describe(arn)
         url = f"http://{tasks.address(task)}:8080/name"
         asked = tasks.run_to_end(f"for i in 1 2 3; do wget -qO- {url} && exit; sleep 1; done; echo cannot reach it", timeout=60)
-        assert facts(tasks, arn)[-1]["host"] in asked.lines, asked.lines
+        assert facts(tasks, arn)[-1]["host"] in asked.lines, (asked.lines, asked.task)
 
     # A copy of a copy, when the first snapshot is gone.
     status, body = own_call(tasks.server, "DELETE", f"/_coracle/snapshots/{made['snapshotId']}")

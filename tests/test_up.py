@@ -38,6 +38,19 @@ def test_ready_line_and_notice(server):
     credentials = server.state_dir / "credentials"
     assert credentials.stat().st_mode & 0o777 == 0o600
     assert server.settings["AWS_SECRET_ACCESS_KEY"] in credentials.read_text()
+
+
+def test_ready_line_for_programs(tmp_path):
+    port = free_port()
+    command = [CORACLE, "--output", "json", "up", "--ephemeral", "--isolation", "container",
+               "--state-dir", str(tmp_path / "state"), "--listen", f"127.0.0.1:{port}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean_environment())
+    try:
+        ready = json.loads(process.stdout.readline())
+        assert (ready["url"], ready["pid"]) == (f"http://127.0.0.1:{port}", process.pid)
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
     assert server.settings["AWS_SECRET_ACCESS_KEY"] not in server.log.read_text()
 
 

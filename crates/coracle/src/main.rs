@@ -83,7 +83,7 @@ fn main() -> ExitCode {
     drop(rustls::crypto::ring::default_provider().install_default());
     let context = Context { state_dir: cli.state_dir, output: cli.output };
     let outcome = match cli.command {
-        Command::Up(args) => done(up::main(&context.state_dir, *args)),
+        Command::Up(args) => done(up::main(&context, *args)),
         Command::Down(args) => done(down::main(&context, &args)),
         Command::Env => done(commands::env::main(&context)),
         Command::Run(args) => block_on(commands::run::main(&context, &args)),

@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::commands::{Context as CommandContext, Output};
 use crate::isolation;
 use crate::roles::Roles;
 use crate::state_dir::{Endpoint, StateDir};
@@ -75,17 +76,17 @@ pub fn require_root(command: &str) -> anyhow::Result<()> {
     )
 }
 
-pub fn main(state_dir: &Path, args: UpArgs) -> anyhow::Result<()> {
+pub fn main(context: &CommandContext, args: UpArgs) -> anyhow::Result<()> {
     require_root("up")?;
     crate::logging::start();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(state_dir, args))
+    runtime.block_on(serve(&context.state_dir, context.output, args))
 }
 
-async fn serve(state_dir: &Path, args: UpArgs) -> anyhow::Result<()> {
+async fn serve(state_dir: &Path, output: Output, args: UpArgs) -> anyhow::Result<()> {
     // From the first moment: a signal during the start ends the server as soon as it stands.
     let mut signals = Signals::listen()?;
     let state = StateDir::lock(state_dir)?;
@@ -121,8 +122,12 @@ async fn serve(state_dir: &Path, args: UpArgs) -> anyhow::Result<()> {
     let (stop_sender, stop) = watch::channel(false);
     let server = axum::serve(listener, roles.control.router()).with_graceful_shutdown(stopped(stop));
     let server = tokio::spawn(server.into_future());
+    let ready = match output {
+        Output::Text => format!("coracle is ready at {url}"),
+        Output::Json => serde_json::to_string(&notice).context("cannot say where the server is")?,
+    };
     // Whoever started it may have closed its output.
-    let _ = writeln!(std::io::stdout(), "coracle is ready at {url}");
+    let _ = writeln!(std::io::stdout(), "{ready}");
 
     signals.received().await;
     eprintln!("coracle is stopping; tasks {}", if args.ephemeral { "are ended" } else { "go on running" });

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use aws_api::ecs::{ContainerDefinition, TaskDefinition};
 use aws_api::logs::operation::GetLogEvents;
 use aws_api::logs::{GetLogEventsRequest, OutputLogEvent};
+use serde_json::json;
 
 use crate::client::Client;
 
@@ -14,6 +15,13 @@ pub struct Event {
     /// Milliseconds since the Unix epoch.
     pub timestamp: i64,
     pub message: String,
+}
+
+impl Event {
+    /// For programs: one line.
+    pub fn json(&self, container: &str) -> serde_json::Value {
+        json!({"timestamp": self.timestamp, "container": container, "message": self.message})
+    }
 }
 
 /// Where a container's output is.

@@ -5,7 +5,6 @@ use std::time::Duration;
 use anyhow::bail;
 use aws_api::ecs::DescribeTaskDefinitionRequest;
 use aws_api::ecs::operation::DescribeTaskDefinition;
-use serde_json::json;
 
 use super::log_reader::{self, LogReader};
 use super::{Context, Output, print, tasks, time_text};
@@ -77,11 +76,7 @@ pub async fn main(context: &Context, args: &LogsArgs) -> anyhow::Result<()> {
         for event in &events {
             let name = &names[event.stream];
             match context.output {
-                Output::Json => {
-                    let line =
-                        json!({"timestamp": event.timestamp, "container": name, "message": event.message});
-                    text.push_str(&line.to_string());
-                }
+                Output::Json => text.push_str(&event.json(name).to_string()),
                 Output::Text => {
                     if width > 0 {
                         text.push_str(&format!("{name:width$} | "));

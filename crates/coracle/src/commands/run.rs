@@ -122,6 +122,8 @@ async fn run(context: &Context, args: &RunArgs) -> anyhow::Result<ExitCode> {
     let attached = Attached {
         client: &client,
         task: &task_ref,
+        output: context.output,
+        container: request::container(args),
         logs: LogReader::new(vec![request::stream(args, &task_ref.id)], None),
         address,
         status: StatusLine::new(args.quiet),
@@ -211,6 +213,8 @@ async fn patiently<T>(mut call: impl AsyncFnMut() -> anyhow::Result<T>) -> anyho
 struct Attached<'c> {
     client: &'c Client,
     task: &'c TaskRef,
+    output: Output,
+    container: &'c str,
     logs: LogReader,
     /// Where the ports lead to.
     address: watch::Sender<Option<Ipv4Addr>>,
@@ -227,6 +231,9 @@ impl Attached<'_> {
             let wrote = self.write_output(if stopped { usize::MAX } else { PAGES }).await?;
             if stopped {
                 self.status.clear();
+                if let Output::Json = self.output {
+                    print::line(end_of(&task))?;
+                }
                 return Ok(outcome(&task));
             }
             let now = patiently(async || tasks::get(self.client, self.task).await).await?;
@@ -260,7 +267,10 @@ impl Attached<'_> {
             self.status.clear();
             let mut text = String::new();
             for event in &events {
-                text.push_str(event.message.trim_end_matches('\n'));
+                match self.output {
+                    Output::Text => text.push_str(event.message.trim_end_matches('\n')),
+                    Output::Json => text.push_str(&event.json(self.container).to_string()),
+                }
                 text.push('\n');
             }
             if let Err(error) = print::lines(&text) {
@@ -271,6 +281,23 @@ impl Attached<'_> {
         }
         Ok(true)
     }
+}
+
+/// For programs: how the task ended, after its output. There is no `exitCode` where nothing ran.
+fn end_of(task: &Task) -> serde_json::Value {
+    let container = task.containers.iter().flatten().next();
+    let mut end = json!({
+        "taskArn": task.task_arn,
+        "stopCode": task.stop_code,
+        "stoppedReason": task.stopped_reason,
+    });
+    if let Some(code) = container.and_then(|container| container.exit_code) {
+        end["exitCode"] = code.into();
+    }
+    if let Some(reason) = container.and_then(|container| container.reason.as_deref()) {
+        end["reason"] = reason.into();
+    }
+    end
 }
 
 /// The exit code to end with; the reasons on standard error if there is something to say.

@@ -50,7 +50,7 @@ pub fn definition(
         ..PortMapping::default()
     });
     let container = ContainerDefinition {
-        name: Some(name.unwrap_or(CONTAINER).to_owned()),
+        name: Some(container(args).to_owned()),
         image: Some(args.image.clone()),
         essential: Some(true),
         command: (!args.command.is_empty()).then(|| args.command.clone()),
@@ -81,9 +81,14 @@ pub fn task(args: &RunArgs, server: &Endpoint, definition: String) -> RunTaskReq
     RunTaskRequest { cluster: args.cluster.clone(), ..fargate_task::request(server, STARTED_BY, definition) }
 }
 
+/// The name of the task's container.
+pub fn container(args: &RunArgs) -> &str {
+    args.name.as_deref().unwrap_or(CONTAINER)
+}
+
 /// Where the output of the task is.
 pub fn stream(args: &RunArgs, task_id: &str) -> StreamName {
-    let container = args.name.as_deref().unwrap_or(CONTAINER);
+    let container = container(args);
     StreamName {
         region: None,
         group: LOG_GROUP.to_owned(),
