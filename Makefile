@@ -18,7 +18,7 @@ LEAN_KERNEL ?= $(OUT)/lean-kernel
 STATIC := CARGO_ENCODED_RUSTFLAGS="-Ctarget-feature=+crt-static"
 PYTHON := $(CURDIR)/.venv/bin/python
 
-.PHONY: help setup build release programs programs-dev test lint unit e2e test-v2 test-microvm test-monitor e2e-microvm fuzz demo demo-microvm bench bench-microvm lean-kernel clean
+.PHONY: help setup build release programs programs-dev test lint unit e2e test-v2 test-microvm test-monitor e2e-microvm test-beside fuzz demo demo-microvm bench bench-microvm lean-kernel clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,18 +56,15 @@ test-v2: build ## the same tasks on a host with pure cgroup v2, emulated
 	CORACLE=$(OUT)/debug/coracle && \
 	/usr/bin/python3 emulated-host/machine.py --cache $(OUT)/emulated-host --coracle $$CORACLE --test-binary $$test
 
-# Each test binary of the monitor; those of its tests that need KVM are ignored elsewhere.
-test-microvm: ## tests of microVMs on real KVM, in an emulated host
-	@$(MAKE) --no-print-directory test-monitor
-	@$(MAKE) --no-print-directory e2e-microvm TESTS=tests/test_microvm.py
+test-microvm: test-monitor e2e-microvm ## tests of microVMs on real KVM, in an emulated host
 
-# The end-to-end tests run here, against a server there that gives each task a microVM. QEMU's AMD-V breaks
-# now and then (machine.py), so `make test` runs few of them.
+# The end-to-end tests run here, against a server there that gives each task a microVM.
 e2e-microvm: build ## all end-to-end tests with a microVM for each task (TESTS=… for some)
 	@/usr/bin/python3 emulated-host/machine.py --cache $(OUT)/emulated-host --kvm --coracle $(OUT)/debug/coracle \
-	  --memory 8G --processors 1 --limit 900 --results $(OUT)/e2e-microvm --pytest "$(PYTHON) -m pytest" \
+	  --memory 8G --limit 900 --results $(OUT)/e2e-microvm --pytest "$(PYTHON) -m pytest" \
 	  --serve -q -n 2 -p no:cacheprovider $(or $(TESTS),tests)
 
+# Each test binary of the monitor; those of its tests that need KVM are ignored elsewhere.
 test-monitor: build
 	@$(STATIC) cargo build --locked -p vmm --profile supervisor-dev --target $(TARGET)
 	@tests=$$(cargo test --locked -q -p vmm --no-run --message-format json | grep -o '"executable":"[^"]*/deps/[^"]*"' | cut -d'"' -f4 | sed 's/^/--test-binary /') && \
@@ -83,7 +80,14 @@ fuzz: ## fuzz the microVM monitor, FUZZ_TIME seconds for each target (needs nigh
 	    -max_total_time=$(FUZZ_TIME) -max_len=1024 -len_control=0 -timeout=20 || exit; \
 	done
 
-test: setup lint unit e2e test-v2 test-microvm ## everything that CI runs
+# What needs no more than one processor goes on beside the end-to-end tests on microVMs, which take longest.
+test: setup lint unit ## everything that CI runs
+	@$(MAKE) --no-print-directory -j 2 --output-sync=line test-beside e2e-microvm
+
+test-beside:
+	@$(MAKE) --no-print-directory -j 1 e2e
+	@$(MAKE) --no-print-directory -j 1 test-v2
+	@$(MAKE) --no-print-directory -j 1 test-monitor
 
 demo: setup release ## a web application on Coracle, from nothing (KEEP=1 leaves it running)
 	@CORACLE=$(OUT)/release/coracle PYTHON=$(PYTHON) scripts/demo

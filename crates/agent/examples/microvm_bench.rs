@@ -29,6 +29,8 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// The name of the lean kernel's package (`scripts/lean-kernel`).
 const LEAN_PACKAGE: &str = "linux-image-coracle-lean";
+/// Without the jailer's start: a task finds a monitor that waits for its machine.
+const FROM_REQUEST: &str = "  of that, the monitor waiting already";
 /// How long the clones are left alone before they are looked at.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -231,9 +233,9 @@ struct Measured {
     rounds: usize,
     size: Size,
     starts: Vec<Starts>,
-    /// The places in `starts` of the quickest kernel's cold start and of its copies.
+    /// The place in `starts` of the quickest kernel's cold starts. Behind them are the same from the
+    /// request on, and then both of its copies.
     cold: usize,
-    restored: usize,
     /// The largest that were seen.
     booted: Footprint,
     copied: Footprint,
@@ -263,7 +265,6 @@ async fn measure(options: &Options, work: &Path) -> Result<Measured, Error> {
         size,
         starts: Vec::new(),
         cold: 0,
-        restored: 0,
         booted: Footprint::default(),
         copied: Footprint::default(),
         at_once: std::thread::available_parallelism()?.get(),
@@ -317,20 +318,22 @@ async fn measure_starts(
 ) -> Result<(), Error> {
     let template = templates.get(starter.size).await?;
     let mut cold = Starts::new(format!("booted, {kernel}"));
+    let mut cold_requested = Starts::new(FROM_REQUEST);
     let mut restored = Starts::new(format!("copied from a template, {kernel}"));
-    let mut requested = Starts::new("  of that, the monitor waiting already");
+    let mut requested = Starts::new(FROM_REQUEST);
     // The first of each finds nothing in the page cache, and is not counted.
     for round in 0..=measured.rounds {
         let machine =
             starter.boot(&format!("boot{round}")).await.map_err(|error| during(round, "boot", &error))?;
         let booted = Footprint::of(machine.process.pid, starter.size.memory_mib)?;
-        let took = machine.took;
+        let (took, took_from_request) = (machine.took, machine.took_from_request);
         machine.end().await?;
         let machine = starter.restore(&format!("copy{round}"), &template).await;
         let machine = machine.map_err(|error| during(round, "copy", &error))?;
         let copied = Footprint::of(machine.process.pid, starter.size.memory_mib)?;
         if round > 0 {
             cold.took.push(took);
+            cold_requested.took.push(took_from_request);
             restored.took.push(machine.took);
             requested.took.push(machine.took_from_request);
         }
@@ -341,8 +344,7 @@ async fn measure_starts(
     }
     say(&format!("  {} boots and as many copies", measured.rounds));
     measured.cold = measured.starts.len();
-    measured.restored = measured.cold + 1;
-    measured.starts.extend([cold, restored, requested]);
+    measured.starts.extend([cold, cold_requested, restored, requested]);
     Ok(())
 }
 
@@ -408,10 +410,12 @@ impl Measured {
             let (p50, p95) = (unit(starts.percentile(50)), unit(starts.percentile(95)));
             text += &format!("{:<46}{p50:>9.digits$} {p95:>11.digits$}\n", starts.name);
         }
-        let (cold, restored) = (&self.starts[self.cold], &self.starts[self.restored]);
-        let faster = |percent| cold.percentile(percent) / restored.percentile(percent);
-        text +=
-            &format!("{:<46}{:>8.1}x {:>10.1}x\n", "a copy is faster than a boot by", faster(50), faster(95));
+        let cold = &self.starts[self.cold];
+        for (name, from) in [("a copy is faster than a boot by", self.cold), (FROM_REQUEST, self.cold + 1)] {
+            let (boot, copy) = (&self.starts[from], &self.starts[from + 2]);
+            let faster = |percent| boot.percentile(percent) / copy.percentile(percent);
+            text += &format!("{name:<46}{:>8.1}x {:>10.1}x\n", faster(50), faster(95));
+        }
         text += &format!(
             "\n(b) the monitor beside the guest's {} MiB      resident MiB  proportional MiB\n",
             self.size.memory_mib
