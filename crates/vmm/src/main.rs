@@ -25,6 +25,7 @@ fn run() -> io::Result<()> {
     let (listener, ended_file, kvm) = (inherited(CONTROL_FD)?, inherited(ENDED_FD)?, inherited(KVM_FD)?);
     // The usual hook would look for symbols in files, which the filter forbids.
     std::panic::set_hook(Box::new(|panic| log::line(&format!("a bug: {panic}"))));
+    keep_to_one_arena()?;
     vmm::vcpu::prepare_process()?;
     seccomp::filter(ThreadKind::Main).map_err(io::Error::other)?;
     let mut monitor = Monitor::new(vmm::vm::host(kvm), listener)?;
@@ -38,6 +39,18 @@ fn run() -> io::Result<()> {
     monitor.tell(&ended);
     // The threads go with the process: there is nothing for them to clean up.
     written
+}
+
+/// Has all threads allocate from one arena. glibc makes one for each of the first eight and then counts the
+/// processors in a file to know how many there may be (mallopt(3), `M_ARENA_TEST`), which the filter forbids.
+#[allow(unsafe_code)]
+fn keep_to_one_arena() -> io::Result<()> {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number of the allocator's, before there is another thread.
+    if unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) } != 1 {
+        return Err(io::Error::other("the allocator cannot be kept to one arena"));
+    }
+    Ok(())
 }
 
 /// A descriptor that the parent has left open for this process, closed to its own children.

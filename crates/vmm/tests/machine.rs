@@ -23,12 +23,12 @@ fn a_bzimage_boots_and_powers_off() {
 fn an_elf_kernel_boots_with_all_its_processors() {
     let mut monitor = Monitor::start();
     let mut config = probe("echo processors: $(grep -c ^processor /proc/cpuinfo)");
-    config.vcpus = 3;
+    config.vcpus = 16;
     let console = boot(&mut monitor, config, "vmlinux");
     let ended = monitor.wait_for_end();
     let text = console.text();
     assert_eq!(ended, Ended::PoweredOff, "{text}");
-    assert!(text.contains("processors: 3"), "{text}");
+    assert!(text.contains("processors: 16"), "{text}");
 }
 
 #[test]
