@@ -10,13 +10,20 @@ from server import REMOTE, until
 
 GROUP = "/tests"
 ROLE = "arn:aws:iam::000000000000:role/execution"
-# Runs until it is stopped; a first process without a handler for SIGTERM would be waited for.
-IDLE = "trap 'exit 7' TERM; sleep 1000 & wait"
-# The same, and says so when it listens: a container is RUNNING before its shell has come that far.
-LISTENING = "trap 'exit 7' TERM; echo listening; sleep 1000 & wait"
 # A quarter of an emulated processor would have tests wait for what they do not test.
 CPU, MEMORY = ("512", "1024") if REMOTE else ("256", "512")
 _numbers = itertools.count(1)
+
+
+def idle(*first):
+    """A script that does these commands and then runs until it is stopped. A first process without a handler for
+    SIGTERM would be waited for, so the handler comes first: who has seen what the script says may stop it."""
+    return "; ".join(["trap 'exit 7' TERM", *first, "sleep 1000 & wait"])
+
+
+IDLE = idle()
+# Says when it listens: a container is RUNNING before its shell has come that far.
+LISTENING = idle("echo listening")
 
 
 def unique(prefix="t"):

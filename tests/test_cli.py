@@ -10,7 +10,7 @@ import urllib.request
 import oci_image
 import pytest
 from server import CORACLE, Server, clean_environment, free_port, until
-from tasks import IDLE, Tasks, unique
+from tasks import IDLE, Tasks, idle, unique
 
 
 class Cli:
@@ -49,7 +49,7 @@ def cli(server):
 @pytest.fixture
 def shown(tasks):
     """A running task, and its id."""
-    arn = tasks.run(tasks.register(tasks.container(f"echo one; echo two; {IDLE}"), family=unique("shown")))["taskArn"]
+    arn = tasks.run(tasks.register(tasks.container(idle("echo one; echo two")), family=unique("shown")))["taskArn"]
     tasks.wait_for_line(arn, "two")
     tasks.wait(arn, "RUNNING")
     yield arn.rsplit("/", 1)[1]
@@ -89,7 +89,7 @@ def test_run_with_options(cli, image, tasks):
 
 def test_run_publishes_a_port(cli, image):
     port = free_port()
-    script = f"mkdir /w; echo hello > /w/index.html; httpd -p 80 -h /w; {IDLE}"
+    script = idle("mkdir /w; echo hello > /w/index.html; httpd -p 80 -h /w")
     process = cli.start("run", "--publish", f"{port}:80", image, "sh", "-c", script)
     try:
         def answer():
@@ -113,7 +113,7 @@ def test_run_publishes_a_port(cli, image):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_stops_the_task(cli, image, tasks, number):
     name = unique("interrupted")
-    process = cli.start("run", "--name", name, image, "sh", "-c", f"echo up; {IDLE}")
+    process = cli.start("run", "--name", name, image, "sh", "-c", idle("echo up"))
     try:
         assert process.stdout.readline() == "up\n"
         arn = tasks.ecs.list_tasks(family=name)["taskArns"][0]
@@ -136,7 +136,7 @@ def test_run_that_cannot(cli, image, server):
 
 
 def test_detached_run_ps_logs_inspect_stop(cli, image, tasks):
-    task = cli.run("run", "--detach", "--name", unique("detached"), image, "sh", "-c", f"echo up; {IDLE}").output.strip()
+    task = cli.run("run", "--detach", "--name", unique("detached"), image, "sh", "-c", idle("echo up")).output.strip()
     follower = cli.start("logs", "--follow", task)
     try:
         assert follower.stdout.readline() == "up\n"

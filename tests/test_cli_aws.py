@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from server import clean_environment
-from tasks import GROUP, IDLE, ROLE, unique
+from tasks import GROUP, ROLE, idle, unique
 
 BESIDE_PYTHON = os.path.join(os.path.dirname(sys.executable), "aws")
 AWS = BESIDE_PYTHON if os.path.exists(BESIDE_PYTHON) else shutil.which("aws")
@@ -38,7 +38,7 @@ def test_first_task(aws, tasks, tmp_path):
     definition = tmp_path / "task.json"
     definition.write_text(json.dumps({
         "family": family, "requiresCompatibilities": ["FARGATE"], "networkMode": "awsvpc", "cpu": "256", "memory": "512",
-        "executionRoleArn": ROLE, "containerDefinitions": [tasks.container(f"echo hello from the cli; {IDLE}")],
+        "executionRoleArn": ROLE, "containerDefinitions": [tasks.container(idle("echo hello from the cli"))],
     }))
     aws("ecs", "register-task-definition", "--cli-input-json", f"file://{definition}")
     network = f"awsvpcConfiguration={{subnets=[{tasks.server.settings['CORACLE_SUBNET']}],assignPublicIp=ENABLED}}"

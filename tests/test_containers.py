@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 from server import instance_of
-from tasks import IDLE
+from tasks import IDLE, idle
 
 
 # Begun here, so that it need not be waited for where it is looked at (test_restart_policy.py).
@@ -89,8 +89,8 @@ def test_dependency_fails(tasks):
 
 def test_healthy(tasks):
     check = {"command": ["CMD-SHELL", "test -e /tmp/ready"], "interval": 5, "timeout": 2, "retries": 2}
-    web = tasks.container(f"touch /tmp/ready; {IDLE}", name="web", healthCheck=check)
-    task = tasks.run(tasks.register(web, tasks.container(f"echo after; {IDLE}", **after("web", "HEALTHY"))))
+    web = tasks.container(idle("touch /tmp/ready"), name="web", healthCheck=check)
+    task = tasks.run(tasks.register(web, tasks.container(idle("echo after"), **after("web", "HEALTHY"))))
     arn = task["taskArn"]
     running = tasks.wait(arn, "RUNNING")
     health = {c["name"]: c["healthStatus"] for c in running["containers"]}
@@ -186,7 +186,7 @@ def test_stop_timeout(tasks):
 
 def test_non_essential_container_may_end(tasks):
     side = tasks.container("exit 4", name="side", essential=False)
-    arn = tasks.run(tasks.register(side, tasks.container(f"echo up; {IDLE}")))["taskArn"]
+    arn = tasks.run(tasks.register(side, tasks.container(idle("echo up"))))["taskArn"]
     tasks.wait(arn, "RUNNING")
     tasks.wait_for_line(arn, "up")
     tasks.stop(arn)
@@ -195,8 +195,10 @@ def test_non_essential_container_may_end(tasks):
 
 
 def test_essential_container_ends_the_others(tasks):
-    side = tasks.container(f"echo side; {IDLE}", name="side", essential=False)
-    ended = tasks.run_to_end(side, tasks.container("sleep 0.3; exit 5"))
+    shared = mount("shared", "/shared")
+    side = tasks.container(idle("touch /shared/up"), name="side", essential=False, **shared)
+    main = tasks.container("while [ ! -e /shared/up ]; do sleep 0.05; done; exit 5", **shared)
+    ended = tasks.run_to_end(side, main, volumes=[{"name": "shared"}])
     assert (ended.containers["main"]["exitCode"], ended.containers["side"]["exitCode"]) == (5, 7)
 
 
@@ -285,7 +287,7 @@ def test_restart_policy(tasks):
 
 
 def test_two_tasks_do_not_share(tasks):
-    first = tasks.run(tasks.register(tasks.container(f"touch /tmp/mine; ln -s x /dev/shm/mine; echo up; {IDLE}")))
+    first = tasks.run(tasks.register(tasks.container(idle("touch /tmp/mine; ln -s x /dev/shm/mine; echo up"))))
     tasks.wait_for_line(first["taskArn"], "up")
     ended = tasks.run_to_end("ls /tmp /dev/shm")
     assert not any("mine" in line for line in ended.lines)

@@ -9,7 +9,7 @@ import time
 import oci_image
 from botocore.exceptions import BotoCoreError, ClientError
 from server import until
-from tasks import IDLE, Tasks, unique
+from tasks import Tasks, idle, unique
 
 ROUNDS = 10
 STOP_TIMEOUT = 10
@@ -153,7 +153,7 @@ def test_ends_without_a_word_after_a_restart(own_server):
     """All that the task wrote was stored before the restart: nothing is to be waited for at its end."""
     tasks = Tasks(own_server.start())
     tasks.image = tasks.push(oci_image.build(), "busybox")
-    arn = tasks.run(tasks.register(tasks.container(f"echo up; {IDLE}")))["taskArn"]
+    arn = tasks.run(tasks.register(tasks.container(idle("echo up"))))["taskArn"]
     tasks.wait_for_line(arn, "up")
     own_server.stop()
     own_server.start()

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 from server import REMOTE, instance_of, needs_speed, until
-from tasks import IDLE
+from tasks import idle
 
 TICKS = "i=0; while :; do dd if=/dev/zero of=/tmp/f bs=1M count=4 2>/dev/null && sync -d /tmp/f && echo tick $i; "
 TICKS += "i=$((i+1)); sleep 0.1; done"
@@ -72,7 +72,7 @@ def test_disk_full(tasks, neighbour):
 
 
 def test_largest_size(tasks):
-    script = f"grep -c ^processor /proc/cpuinfo; awk '/MemTotal/ {{print $2, $3}}' /proc/meminfo; {IDLE}"
+    script = idle(f"grep -c ^processor /proc/cpuinfo; awk '/MemTotal/ {{print $2, $3}}' /proc/meminfo")
     arn = tasks.run(tasks.register(tasks.container(script), cpu="16 vCPU", memory="32 GB"))["taskArn"]
     task = tasks.wait(arn, "RUNNING")
     assert (task["cpu"], task["memory"]) == ("16384", "32768")

@@ -4,7 +4,7 @@ import datetime
 
 import pytest
 from server import REMOTE
-from tasks import IDLE
+from tasks import idle
 
 pytestmark = pytest.mark.skipif(not REMOTE, reason="needs a server whose KVM runs Linux: make test-microvm")
 BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
@@ -40,7 +40,7 @@ def test_size(tasks):
 
 
 def test_a_kernel_that_crashes_takes_nobody_along(tasks):
-    neighbour = tasks.run(tasks.register(tasks.container(f"{BOOT_ID}; {IDLE}")))["taskArn"]
+    neighbour = tasks.run(tasks.register(tasks.container(idle(BOOT_ID))))["taskArn"]
     before = tasks.wait_for_line(neighbour, "-")
     crashing = tasks.container("echo going; sync; sleep 2; echo c > /proc/sysrq-trigger; sleep 1000", privileged=True)
     ended = tasks.ended(tasks.run(tasks.register(crashing))["taskArn"])

@@ -38,6 +38,7 @@ def test_ready_line_and_notice(server):
     credentials = server.state_dir / "credentials"
     assert credentials.stat().st_mode & 0o777 == 0o600
     assert server.settings["AWS_SECRET_ACCESS_KEY"] in credentials.read_text()
+    assert server.settings["AWS_SECRET_ACCESS_KEY"] not in server.log.read_text()
 
 
 def test_ready_line_for_programs(tmp_path):
@@ -51,7 +52,6 @@ def test_ready_line_for_programs(tmp_path):
     finally:
         process.terminate()
         assert process.wait(60) == 0
-    assert server.settings["AWS_SECRET_ACCESS_KEY"] not in server.log.read_text()
 
 
 def test_env_for_the_shell(server):
