@@ -247,8 +247,7 @@ def network(arguments):
 
 
 class Broken(Exception):
-    """The machine crashed or hung, not what runs in it: QEMU's emulation of AMD-V loses the host's GS now
-    and then, on two processors."""
+    """The machine crashed or hung, not what runs in it: QEMU's emulation of AMD-V does so now and then."""
 
 
 def poke(machine):
