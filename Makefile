@@ -33,7 +33,7 @@ programs-dev:
 	@$(STATIC) cargo build --locked -p supervisor -p vmm --profile supervisor-dev --target $(TARGET)
 
 build: programs-dev ## build target/debug/coracle
-	@$(EMBED_DEV) cargo build --locked --workspace
+	@$(EMBED_DEV) cargo build --locked --workspace $(BUILD_ALSO)
 
 release: programs ## build target/release/coracle, one file
 	@$(EMBED) cargo build --locked --release -p coracle
@@ -53,24 +53,21 @@ e2e: build ## tests with boto3, the aws CLI and real images against a running se
 
 test-v2: build ## the same tasks on a host with pure cgroup v2, emulated
 	@test=$$($(EMBED_DEV) cargo test --locked -q --workspace --test cgroup --no-run --message-format json | grep -o '"executable":"[^"]*"' | tail -n 1 | cut -d'"' -f4) && \
-	CORACLE=$(OUT)/debug/coracle && \
-	/usr/bin/python3 emulated-host/machine.py --cache $(OUT)/emulated-host --coracle $$CORACLE --test-binary $$test
+	/usr/bin/python3 emulated-host/machine.py --cache $(OUT)/emulated-host --coracle $(OUT)/debug/coracle --test-binary $$test
 
 test-microvm: test-monitor e2e-microvm ## tests of microVMs on real KVM, in an emulated host
 
 # The end-to-end tests run here, against a server there that gives each task a microVM.
 e2e-microvm: build ## all end-to-end tests with a microVM for each task (TESTS=… for some)
 	@/usr/bin/python3 emulated-host/machine.py --cache $(OUT)/emulated-host --kvm --coracle $(OUT)/debug/coracle \
-	  --memory 8G --limit 900 --results $(OUT)/e2e-microvm --pytest "$(PYTHON) -m pytest" \
+	  --memory 8G --limit 1500 --results $(OUT)/e2e-microvm --pytest "$(PYTHON) -m pytest" \
 	  --serve -q -n 2 -p no:cacheprovider $(or $(TESTS),tests)
 
 # Each test binary of the monitor; those of its tests that need KVM are ignored elsewhere.
 test-monitor: build
-	@$(STATIC) cargo build --locked -p vmm --profile supervisor-dev --target $(TARGET)
-	@tests=$$(cargo test --locked -q -p vmm --no-run --message-format json | grep -o '"executable":"[^"]*/deps/[^"]*"' | cut -d'"' -f4 | sed 's/^/--test-binary /') && \
+	@tests=$$($(EMBED_DEV) cargo test --locked -q --workspace --no-run --message-format json | grep '/crates/vmm#' | grep -o '"executable":"[^"]*/deps/[^"]*"' | cut -d'"' -f4 | sed 's/^/--test-binary /') && \
 	/usr/bin/python3 emulated-host/machine.py --cache $(OUT)/emulated-host --kvm --coracle $(OUT)/debug/coracle $$tests \
-	  --file $(OUT)/$(TARGET)/supervisor-dev/coracle-supervisor=/guest/supervisor \
-	  $$(cd $(OUT)/$(TARGET)/supervisor-dev && for name in coracle-vmm coracle-jailer; do [ ! -e $$name ] || echo --file $$PWD/$$name=/bin/$$name; done)
+	  $$(cd $(OUT)/$(TARGET)/supervisor-dev && printf -- '--file %s ' $$PWD/coracle-supervisor=/guest/supervisor $$PWD/coracle-vmm=/bin/coracle-vmm $$PWD/coracle-jailer=/bin/coracle-jailer)
 
 # What is found goes to a directory of its own: the corpus that is kept is to stay small.
 fuzz: ## fuzz the microVM monitor, FUZZ_TIME seconds for each target (needs nightly Rust and cargo-fuzz)
@@ -80,7 +77,9 @@ fuzz: ## fuzz the microVM monitor, FUZZ_TIME seconds for each target (needs nigh
 	    -max_total_time=$(FUZZ_TIME) -max_len=1024 -len_control=0 -timeout=20 || exit; \
 	done
 
+# Built with its tests from the beginning: their dependencies' features would have half of all built once more.
 # What needs no more than one processor goes on beside the end-to-end tests on microVMs, which take longest.
+test: export BUILD_ALSO := --all-targets
 test: setup lint unit ## everything that CI runs
 	@$(MAKE) --no-print-directory -j 2 --output-sync=line test-beside e2e-microvm
 

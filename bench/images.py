@@ -24,9 +24,9 @@ class Layout:
         (self.path / "blobs" / "sha256" / digest).write_bytes(data)
         return {"digest": f"sha256:{digest}", "size": len(data)}
 
-    def layer(self, tar):
+    def layer(self, tar, level=1):
         self.diff_ids.append(f"sha256:{hashlib.sha256(tar).hexdigest()}")
-        packed = gzip.compress(tar, compresslevel=1, mtime=0)
+        packed = gzip.compress(tar, compresslevel=level, mtime=0)
         self.layers.append({"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", **self.blob(packed)})
 
     def finish(self, extra=""):
@@ -65,31 +65,61 @@ def busybox(path, programs=()):
     return layout.finish()
 
 
-# Both compress to about half, as programs and libraries do. The first has long runs of zeros, which
-# Coracle leaves out of the files; the second has none, and is all work for the decompressor.
+def made_up(content):
+    """Files of 4 KiB to 4 MiB, as `content(source, size)` makes them."""
+    def files(source):
+        number = 0
+        while True:
+            size = source.choice([4 << 10, 64 << 10, 1 << 20, 4 << 20])
+            yield f"data/{number}", content(source, size)
+            number += 1
+    return files
+
+
+def installed(source):
+    """This machine's own programs, libraries and what comes with them, in any order."""
+    paths = []
+    for top in ("bin", "lib", "share", "sbin"):
+        for directory, _, names in os.walk(f"/usr/{top}"):
+            paths += [os.path.join(directory, name) for name in names]
+    paths.sort()
+    source.shuffle(paths)
+    for path in paths:
+        if os.path.isfile(path) and not os.path.islink(path) and 0 < os.path.getsize(path) <= 16 << 20:
+            with open(path, "rb") as file:
+                yield path.lstrip("/"), file.read()
+
+
+# What an image's files are made of. The first is what images hold. The others are extremes that compress to half: one has
+# long runs of zeros, which Coracle leaves out of the files; the other has not even repetitions, and is all work for the
+# decompressor.
 DATA = {
-    "zeros": lambda source, size: source.randbytes(size // 2) + bytes(size // 2),
-    "text": lambda source, size: source.randbytes(size // 2).hex().encode(),
+    "files": installed,
+    "zeros": made_up(lambda source, size: source.randbytes(size // 2) + bytes(size // 2)),
+    "digits": made_up(lambda source, size: source.randbytes(size // 2).hex().encode()),
 }
 
 
-def large(path, megabytes, layers, seed=1, data="zeros"):
-    """An image of `megabytes` of files of 4 KiB to 4 MiB."""
+def large(path, megabytes, layers, seed=1, data="files"):
+    """An image of `megabytes` of files."""
     layout = Layout(path)
     layout.layer(busybox_tar())
     source = random.Random(seed)
+    files = DATA[data](source)
     each = megabytes * 1024 * 1024 // (layers - 1)
-    for index in range(layers - 1):
+    for _ in range(layers - 1):
         out = io.BytesIO()
         with tarfile.open(fileobj=out, mode="w") as tar:
-            left, number = each, 0
+            left = each
             while left > 0:
-                size = min(left, source.choice([4 << 10, 64 << 10, 1 << 20, 4 << 20]))
-                content = DATA[data](source, size)
-                entry = tarfile.TarInfo(f"data/{index}/{number}")
-                entry.size = len(content)
-                tar.addfile(entry, io.BytesIO(content))
-                left -= size
-                number += 1
-        layout.layer(out.getvalue())
+                try:
+                    name, content = next(files)
+                except StopIteration:
+                    raise SystemExit(f"bench: this machine's /usr has no {megabytes} MiB of files") from None
+                entry = tarfile.TarInfo(name)
+                entry.size = min(left, len(content))
+                tar.addfile(entry, io.BytesIO(content[:left]))
+                left -= entry.size
+        # As `docker push` compresses; what is made up compresses no better for it.
+        layout.layer(out.getvalue(), level=6 if data == "files" else 1)
     return layout.finish()

@@ -47,6 +47,12 @@ PROGRAMS = ["/usr/sbin/nft", "/usr/sbin/mkfs.ext4", "/usr/bin/ip"]
 FILES = ["/etc/mke2fs.conf"]
 DISK_BYTES = 64 << 30
 RESULTS_BYTES = 1 << 30
+# What the tests outside may connect to: the server, what ends it, a shell, and servers of the tests' own.
+PORTS = 5
+# For those servers; a processor of the emulated host does for many tasks.
+SERVER_ARGUMENTS = "--cpu-overcommit 64 --memory-overcommit 16"
+# Where QEMU has this machine's loopback in the emulated host's network.
+OUTSIDE = "10.0.2.2"
 # What `guest/init` says every 20 s, and how long it may say nothing, in seconds.
 HEARTBEAT = "HEARTBEAT"
 SILENCE = 75
@@ -178,9 +184,9 @@ def root_tree(root, kernel, arguments):
         os.chmod(host.copy(HERE / "guest" / name, f"/{name}"), 0o755)
     if arguments.serve is not None:
         # Here, as decompressing it takes half a minute there.
-        packages.run(arguments.coracle, "--state-dir", str(host.root / "state/coracle"), "kernel", "install",
+        packages.run(arguments.coracle, "--state-dir", str(host.root / "pristine"), "kernel", "install",
                      str(host.root / "guest/kernel.deb"))
-        host.path("/serve.port").write_text(f"{arguments.port}\n")
+        host.path("/serve.settings").write_text(f"port={arguments.port}\narguments='{SERVER_ARGUMENTS}'\n")
         host.copy(HERE / "guest/serve", "/main")
     elif arguments.run:
         main = "#!/bin/busybox sh\ncd /root\n" + arguments.run + "\necho \"EXIT CODE: $?\"\n"
@@ -239,10 +245,10 @@ def boot(kernel, initramfs, disk, results, arguments):
 
 
 def network(arguments):
-    """A network card with two ports of ours forwarded to the machine: the server's, and the one that ends it."""
+    """A network card with ports of ours forwarded to the machine."""
     if arguments.serve is None:
         return []
-    forwarded = "".join(f",hostfwd=tcp:127.0.0.1:{port}-:{port}" for port in (arguments.port, arguments.port + 1))
+    forwarded = "".join(f",hostfwd=tcp:127.0.0.1:{port}-:{port}" for port in ports(arguments))
     return ["-netdev", f"user,id=outside{forwarded}", "-device", "virtio-net-pci,netdev=outside"]
 
 
@@ -286,6 +292,9 @@ class Tests(threading.Thread):
     def __init__(self, settings, arguments):
         super().__init__()
         self.arguments = arguments
+        _, _, shell, *own = ports(arguments)
+        settings |= {"SHELL_PORT": shell, "OWN_PORTS": own, "OUTSIDE": OUTSIDE,
+                     "OWN_ARGUMENTS": f"{SERVER_ARGUMENTS} --ready-sandboxes 1"}
         environment = os.environ | {"CORACLE": arguments.coracle, "CORACLE_E2E_REMOTE": json.dumps(settings)}
         command = [*shlex.split(arguments.pytest), *arguments.serve]
         self.process = subprocess.Popen(command, env=environment, start_new_session=True)
@@ -304,17 +313,23 @@ class Tests(threading.Thread):
         self.join()
 
 
+def ports(arguments):
+    return range(arguments.port, arguments.port + PORTS)
+
+
 def free_ports():
-    """Two ports in a row that nobody listens on."""
+    """The first of `PORTS` ports in a row that nobody listens on."""
     while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError, OverflowError):
+            def bind(port):
+                taken = stack.enter_context(socket.socket())
+                taken.bind(("127.0.0.1", port))
+                return taken.getsockname()[1]
+
+            first = bind(0)
+            for port in range(first + 1, first + PORTS):
+                bind(port)
+            return first
 
 
 def bring_out(results, directory):

@@ -2,14 +2,23 @@
 
 import oci_image
 import pytest
-from server import REMOTE, RemoteServer, Server, leaks, until
+import server as servers
+from host import REMOTE
+from server import Server, SharedServerThere, leaks, until
 from tasks import IDLE, Tasks
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "own_server: kills the server that it has for itself")
+
+
 def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if "own_server" in item.fixturenames:
+            item.add_marker("own_server")
     """Against a server on another host, only tests with tasks on it say anything new."""
     if REMOTE:
-        left_out = [item for item in items if not {"tasks", "server"} & set(item.fixturenames)]
+        left_out = [item for item in items if not {"tasks", "server", "own_server"} & set(item.fixturenames)]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
 
@@ -29,7 +38,7 @@ def pytest_runtest_makereport(item, call):
 @pytest.fixture(scope="session")
 def server():
     if REMOTE:
-        yield RemoteServer()
+        yield SharedServerThere()
         return
     running = Server(ephemeral=True)
     try:
@@ -62,7 +71,7 @@ def tasks(server, image):
 @pytest.fixture
 def own_server():
     """A server that the test may kill. Its state lasts until the test's end."""
-    running = Server()
+    running = servers.own_server()
     try:
         yield running
     finally:

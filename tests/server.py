@@ -1,10 +1,12 @@
 """A `coracle up` of our own, and what it may leave on this machine."""
 
+import atexit
 import hashlib
+import itertools
 import json
 import os
 import pathlib
-import re
+import shlex
 import shutil
 import signal
 import socket
@@ -13,17 +15,14 @@ import tempfile
 import time
 
 import boto3
+import host
 import pytest
 from botocore.config import Config
+from host import PATIENCE, REMOTE
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CORACLE = os.environ.get("CORACLE") or str(ROOT / "target/debug/coracle")
-
-# The settings of a server on another host, as `coracle env --output json` says them there, for tests against it
-# (emulated-host/machine.py --serve).
-REMOTE = json.loads(os.environ.get("CORACLE_E2E_REMOTE", "null"))
-# How many times longer things may take: there, every instruction is emulated.
-PATIENCE = 6 if REMOTE else 1
+_numbers = itertools.count(1)
 
 needs_own_host = pytest.mark.skipif(bool(REMOTE), reason="what it looks at is on this host, and the server is not")
 needs_speed = pytest.mark.skipif(bool(REMOTE), reason="an emulated processor is too slow for it")
@@ -64,40 +63,57 @@ class Server:
 
     def __init__(self, *, ephemeral=False, state_dir=None, arguments=(), environment=None):
         if REMOTE:
-            pytest.skip("needs a server of its own")
+            pytest.skip("needs a server on this host")
         self.base = pathlib.Path(tempfile.mkdtemp(prefix="coracle-e2e-"))
-        self.state_dir = pathlib.Path(state_dir or self.base / "state")
-        self.log = self.base / "server.log"
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.begin(free_port(), state_dir)
         self.ephemeral = ephemeral
-        self.arguments = list(arguments)
+        self.arguments = ["--isolation", "container", *arguments]
         self.environment = environment or {}
         self.process = None
+
+    def begin(self, port, state_dir=None):
+        self.state_dir = state_dir or self.base / "state"
+        self.log = self.base / "server.log"
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
         self.clients = {}
         self.settings = None
 
-    def command(self):
+    def command(self, address="127.0.0.1"):
         mode = ["--ephemeral"] if self.ephemeral else []
-        listen = ["--listen", f"127.0.0.1:{self.port}"]
-        return [CORACLE, "up", "--state-dir", str(self.state_dir), "--isolation", "container", *listen, *mode, *self.arguments]
+        listen = ["--listen", f"{address}:{self.port}"]
+        return ["up", "--state-dir", str(self.state_dir), *listen, *mode, *self.arguments]
 
     def launch(self):
         """Starts the process and does not wait for it to be ready."""
-        start = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command(), stdout=log, stderr=log, env=clean_environment(**self.environment),
+                [CORACLE, *self.command()], stdout=log, stderr=log, env=clean_environment(**self.environment),
                 start_new_session=True,
             )
-        return start
+
+    def ended(self):
+        """Its exit status, once it has one."""
+        return 0 if self.process is None else self.process.poll()
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def coracle(self, *arguments):
+        """A command of the program on the server's host."""
+        return subprocess.run([CORACLE, *arguments], capture_output=True, text=True, timeout=120, env=clean_environment())
 
     def start(self):
-        start = self.launch()
+        before = self.log.read_text(errors="replace") if self.log.exists() else ""
+        self.launch()
 
         def is_ready():
-            assert self.process.poll() is None, f"coracle up ended with {self.process.returncode}\n{self.tail()}"
-            return b"coracle is ready at" in self.log.read_bytes()[start:]
+            assert self.ended() is None, f"coracle up ended with {self.ended()}\n{self.tail()}"
+            return "coracle is ready at" in self.log.read_text(errors="replace")[len(before):]
 
         until(is_ready, lambda: f"the ready line\n{self.tail()}", timeout=60)
         self.settings = self.env()
@@ -105,22 +121,32 @@ class Server:
         return self
 
     def env(self):
-        command = [CORACLE, "env", "--state-dir", str(self.state_dir), "--output", "json"]
-        return json.loads(subprocess.run(command, check=True, capture_output=True, env=clean_environment()).stdout)
+        done = self.coracle("env", "--state-dir", str(self.state_dir), "--output", "json")
+        assert done.returncode == 0, done
+        return json.loads(done.stdout)
 
-    def stop(self, timeout=90):
+    def wait(self, timeout=90):
+        """Until it has ended; its exit status."""
+        until(lambda: self.ended() is not None, lambda: f"the end of coracle up\n{self.tail()}", timeout)
+        return self.ended()
+
+    def stop(self):
         """SIGTERM, and the exit status."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout)
+        if self.ended() is None:
+            self.signal(signal.SIGTERM)
+        return self.wait()
 
     def kill(self):
-        self.process.kill()
-        return self.process.wait(10)
+        self.signal(signal.SIGKILL)
+        return self.wait(10)
 
     def tail(self, lines=60):
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(["--- the server's log ends with:", *text.splitlines()[-lines:]])
+
+    def client_dir(self):
+        """A state directory on this machine by which commands find the server."""
+        return self.state_dir
 
     def client(self, service, **config):
         key = (service, tuple(sorted(config.items())))
@@ -154,7 +180,7 @@ class Server:
 
     def destroy(self):
         """Ends the server and its tasks, whatever state they are in."""
-        if self.process is not None and self.process.poll() is None:
+        if self.ended() is None:
             self.kill()
         # A lasting state's tasks go with a reset by an ephemeral server: that is how users do it, too.
         if (self.state_dir / "state.db").exists():
@@ -163,30 +189,84 @@ class Server:
             try:
                 self.start()
                 self.stop()
-            except (AssertionError, subprocess.SubprocessError) as error:
+            except AssertionError as error:
                 print(f"cleaning up {self.state_dir} failed: {error}\n{self.tail()}")
-                self.process.kill()
+                self.kill()
         # Processes and mounts below it would make this fail; the leak checker tells of them.
-        shutil.rmtree(self.base, ignore_errors=True)
+        host.remove_tree(self.base)
 
 
-class RemoteServer(Server):
-    """A server on another host, which others start and stop. What can only be seen there is not tested."""
+class ServerThere(Server):
+    """A server on the emulated host, where every task gets a microVM."""
+
+    def client_dir(self):
+        made = pathlib.Path(tempfile.mkdtemp(prefix="coracle-client-"))
+        atexit.register(shutil.rmtree, made)
+        for name in ("endpoint.json", "credentials"):
+            made.joinpath(name).touch(0o600)
+            made.joinpath(name).write_text((self.state_dir / name).read_text())
+        return made
+
+
+class SharedServerThere(ServerThere):
+    """The one that the emulated host starts and stops."""
 
     def __init__(self):
+        self.base = host.path("/state")
+        self.begin(int(REMOTE["CORACLE_REGISTRY"].rpartition(":")[2]), self.base / "coracle")
+        self.log = host.path("/results/server.log")
         self.settings = REMOTE
-        self.port = int(self.registry.rpartition(":")[2])
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.clients = {}
 
     @property
-    def state_dir(self):
-        pytest.skip("looks at the server's own host")
+    def pid(self):
+        return int((self.base / "pid").read_text())
 
-    process = log = base = state_dir
+    def ended(self):
+        return None if host.sh(f"kill -0 {self.pid}", check=False)[0] == 0 else 1
 
-    def tail(self, lines=60):
-        return "--- the server's log is on its host"
+
+class OwnServerThere(ServerThere):
+    """One that the test may kill; one at a time for each process of tests."""
+
+    def __init__(self):
+        self.base = host.path(f"/state/own-{os.getpid()}-{next(_numbers)}.")
+        worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        self.begin(REMOTE["OWN_PORTS"][worker])
+        self.ephemeral = False
+        self.arguments = ["--isolation", "microvm", *shlex.split(REMOTE["OWN_ARGUMENTS"])]
+        # With a guest kernel and, as soon as there are any, templates: to make them takes long there.
+        host.sh(
+            f"mkdir {self.base} && cp -al /pristine {self.state_dir} && mkdir -p {self.state_dir}/agent/templates && "
+            f"(cd /state/coracle/agent/templates && cp -al $(ls | grep -v new) {self.state_dir}/agent/templates) || true"
+        )
+
+    def launch(self):
+        command = shlex.join(["coracle", *self.command("0.0.0.0")])
+        host.sh(
+            f"cd {self.base}; rm -f status pid; export CORACLE_LOG=info,agent::task=debug,agent::sandbox=debug\n"
+            f"(sh -c 'echo $$ >pid; exec \"$@\"' sh {command}; echo $? >status) >>server.log 2>&1 &\n"
+            "until [ -s pid ]; do sleep 0.1; done"
+        )
+
+    def ended(self):
+        status, said = host.sh(f"cd {self.base}; cat status 2>/dev/null || ! test -e pid", check=False)
+        return int(said or 0) if status == 0 else None
+
+    @property
+    def pid(self):
+        return int((self.base / "pid").read_text())
+
+    def signal(self, number):
+        host.sh(f"cd {self.base}; kill -{int(number)} $(cat pid) 2>/dev/null || test -e status")
+
+    def coracle(self, *arguments):
+        error = self.base / "error"
+        status, output = host.sh(f"{shlex.join(['coracle', *arguments])} 2>{error}", check=False)
+        return subprocess.CompletedProcess(arguments, status, output, error.read_text())
+
+
+def own_server():
+    return OwnServerThere() if REMOTE else Server()
 
 
 def instance_of(state_dir):
@@ -195,30 +275,6 @@ def instance_of(state_dir):
 
 
 def leaks(state_dir):
-    """Everything on this machine that belongs to the server with this state directory."""
-    state_dir = os.path.realpath(state_dir)
-    instance = instance_of(state_dir)
-    found = []
-
-    def output(*command):
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
-
-    netns = pathlib.Path("/run/netns")
-    if netns.is_dir():
-        found += [f"netns {p.name}" for p in netns.iterdir() if p.name.startswith(f"coracle-{instance}-")]
-    found += [f"nft {line}" for line in output("nft", "list", "tables") if f"coracle_{instance}" in line]
-    found += [f"link {line}" for line in output("ip", "-o", "link") if f"crcl-{instance}" in line]
-    for pattern in ("", "*/", "*/*/"):
-        cgroups = pathlib.Path("/sys/fs/cgroup").glob(f"{pattern}coracle-{instance}/*/")
-        found += [f"cgroup {p}" for p in cgroups if p.is_dir()]
-    for process in pathlib.Path("/proc").glob("[0-9]*"):
-        try:
-            command = process.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if f"{state_dir}/" in command or re.search(rf"{re.escape(state_dir)}( |$)", command):
-            found.append(f"process {process.name}: {command}")
-    mounts = pathlib.Path("/proc/self/mountinfo").read_text().splitlines()
-    found += [f"mount {line}" for line in mounts if state_dir in line]
-    found += [f"loop {line}" for line in output("losetup", "-n", "-O", "NAME,BACK-FILE") if state_dir in line]
-    return found
+    """Everything on the server's host that belongs to the server with this state directory."""
+    script = pathlib.Path(__file__).with_name("leaks.sh").read_text()
+    return host.sh(f"STATE={shlex.quote(str(state_dir))}\n{script}", check=False)[1].splitlines()

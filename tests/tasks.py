@@ -7,7 +7,8 @@ import os
 from dataclasses import dataclass
 
 import oci_image
-from server import REMOTE, until
+from host import REMOTE
+from server import until
 
 GROUP = "/tests"
 ROLE = "arn:aws:iam::000000000000:role/execution"

@@ -49,7 +49,7 @@ class Raw:
 @pytest.fixture
 def raw(server):
     yield Raw(server)
-    assert server.process.poll() is None
+    assert server.ended() is None
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(server.url + "/_coracle/health") as answer:
         assert answer.status == 200
     server.client("ecs").list_clusters()

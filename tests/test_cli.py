@@ -9,7 +9,7 @@ import urllib.request
 
 import oci_image
 import pytest
-from server import CORACLE, Server, clean_environment, free_port, until
+from server import CORACLE, Server, clean_environment, free_port, needs_own_host, until
 from tasks import IDLE, Tasks, idle, unique
 
 
@@ -17,7 +17,7 @@ class Cli:
     """Runs commands against one server, found through the environment as in a user's shell."""
 
     def __init__(self, server):
-        self.environment = clean_environment(CORACLE_STATE_DIR=str(server.state_dir))
+        self.environment = clean_environment(CORACLE_STATE_DIR=str(server.client_dir()))
 
     def start(self, *arguments, **more):
         # In a session of its own, so that signals to it reach no other.
@@ -87,6 +87,7 @@ def test_run_with_options(cli, image, tasks):
     assert (task["cpu"], task["memory"], task["containers"][0]["name"]) == ("512", "1024", name)
 
 
+@needs_own_host
 def test_run_publishes_a_port(cli, image):
     port = free_port()
     script = idle("mkdir /w; echo hello > /w/index.html; httpd -p 80 -h /w")

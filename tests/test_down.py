@@ -2,24 +2,20 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 
+import host
 import oci_image
 import pytest
 from server import CORACLE, clean_environment, leaks, until
 from tasks import Tasks
 
-POLITE = "trap 'echo last words; exit 7' TERM; echo up; while :; do sleep 0.05; done"
-
-
-def coracle(*arguments, timeout=120):
-    return subprocess.run([CORACLE, *arguments], capture_output=True, text=True, timeout=timeout, env=clean_environment())
+POLITE = "trap 'echo last words; exit 7' TERM; echo up; sleep 1000 & wait"
 
 
 def down(server, *arguments):
-    done = coracle("down", "--state-dir", str(server.state_dir), *arguments)
+    done = server.coracle("down", "--state-dir", str(server.state_dir), *arguments)
     assert done.returncode == 0, done.stderr
     assert "panicked" not in done.stderr
     until(lambda: not leaks(server.state_dir), lambda: f"left behind: {leaks(server.state_dir)}", timeout=10)
@@ -40,8 +36,8 @@ def running(own_server):
 def test_takes_tasks_down_and_keeps_the_state(running, end):
     tasks, arn = running
     server = tasks.server
-    server.process.send_signal(end)
-    server.process.wait(30)
+    server.signal(end)
+    server.wait(30)
     assert leaks(server.state_dir), "the task goes on running"
     done = down(server)
     assert "1 task stopped" in done.stdout and "is kept" in done.stdout, done.stdout
@@ -57,7 +53,7 @@ def test_takes_tasks_down_and_keeps_the_state(running, end):
 
 def test_kills_what_does_not_end(running):
     tasks, _ = running
-    deaf = tasks.run(tasks.register(tasks.container("trap '' TERM; echo up; while :; do sleep 0.05; done", stopTimeout=600)))
+    deaf = tasks.run(tasks.register(tasks.container("trap '' TERM; echo up; sleep 1000", stopTimeout=600)))
     tasks.wait_for_line(deaf["taskArn"], "up")
     tasks.server.stop()
     done = down(tasks.server, "--timeout", "1", "--output", "json")
@@ -81,7 +77,7 @@ def test_after_the_state_was_deleted(running):
     server = running[0].server
     server.kill()
     assert leaks(server.state_dir)
-    shutil.rmtree(server.state_dir)
+    host.remove_tree(server.state_dir)
     assert leaks(server.state_dir)
     down(server)
     assert not server.state_dir.exists()
@@ -89,14 +85,15 @@ def test_after_the_state_was_deleted(running):
 
 def test_refuses_while_a_server_runs(running):
     tasks, arn = running
-    done = coracle("down", "--state-dir", str(tasks.server.state_dir))
+    done = tasks.server.coracle("down", "--state-dir", str(tasks.server.state_dir))
     assert done.returncode == 1
-    assert f"(pid {tasks.server.process.pid})" in done.stderr and "stopped server" in done.stderr, done.stderr
+    assert f"(pid {tasks.server.pid})" in done.stderr and "stopped server" in done.stderr, done.stderr
     assert tasks.describe(arn)["lastStatus"] == "RUNNING"
 
 
 def test_ephemeral_does_not_take_a_directory_with_files(tmp_path):
     tmp_path.joinpath("thesis.tex").write_text("years of work")
-    done = coracle("up", "--ephemeral", "--state-dir", str(tmp_path), "--listen", "127.0.0.1:0")
+    command = [CORACLE, "up", "--ephemeral", "--state-dir", str(tmp_path), "--listen", "127.0.0.1:0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=clean_environment())
     assert done.returncode == 1 and "files that are not Coracle's" in done.stderr, done.stderr
     assert "thesis.tex" in os.listdir(tmp_path)

@@ -3,6 +3,7 @@
 import gzip
 import tarfile
 
+import host
 import oci_image
 import pytest
 from oci_image import Tar
@@ -29,10 +30,10 @@ def victim(server):
     """A directory on the host with a file, which must stay as it is."""
     directory = server.base / "victim"
     directory.mkdir(exist_ok=True)
-    directory.joinpath("file").write_text("untouched")
+    (directory / "file").write_text("untouched")
     yield directory
     assert [path.name for path in directory.iterdir()] == ["file"]
-    assert directory.joinpath("file").read_text() == "untouched"
+    assert (directory / "file").read_text() == "untouched"
 
 
 def refused(tasks, reference, *words):
@@ -50,16 +51,15 @@ def test_hostile_layer(tasks, victim, name):
         layer = Tar().symlink("out", str(victim)).add(layer[1], b"evil")
     image = oci_image.build([(oci_image.base_layer(), "gzip"), (layer.done(), "gzip")])
     refused(tasks, tasks.push(image, "hostile", name), why, "failed to extract layer")
-    left = [path for path in tasks.server.base.rglob("*") if path.name in ("evil", "sda")]
+    left = host.find(tasks.server.base, "evil", "sda")
     assert not left, left
-    assert tasks.run_to_end("echo next").lines == ["next"]
 
 
 def test_absolute_paths_are_below_the_root(tasks):
     """As every unpacker takes them."""
     image = oci_image.build([(oci_image.base_layer(), "gzip"), (Tar().add("/made/here", b"x").done(), "gzip")])
     ended = tasks.run_to_end(tasks.container("ls /made", image=tasks.push(image, "hostile", "absolute")))
-    assert ended.lines == ["here"]
+    assert ended.lines == ["here"], "and after all that was refused, an image works"
 
 
 def bomb(size):

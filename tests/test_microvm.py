@@ -3,7 +3,7 @@
 import datetime
 
 import pytest
-from server import REMOTE
+from host import REMOTE
 from tasks import idle
 
 pytestmark = pytest.mark.skipif(not REMOTE, reason="needs a server whose KVM runs Linux: make test-microvm")

@@ -1,13 +1,11 @@
 """A task's own network: reached from the host and from other tasks, but not the other way into the host."""
 
-import socket
-import threading
-import urllib.request
+import contextlib
 
-from server import needs_own_host, until
-from tasks import IDLE
+import host
+from server import free_port, until
+from tasks import IDLE, idle
 
-NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 WEB = "mkdir /www; echo served by $(hostname) > /www/x; httpd -p 0.0.0.0:8080 -h /www; "
 
 
@@ -17,17 +15,14 @@ def serve(tasks):
     return tasks.wait(task["taskArn"], "RUNNING")
 
 
-@needs_own_host
 def test_from_the_host(tasks):
     task = serve(tasks)
 
     def answer():
-        try:
-            return NO_PROXY.open(f"http://{tasks.address(task)}:8080/x", timeout=5).read()
-        except OSError:
-            return None
+        request = f"printf 'GET /x HTTP/1.0\\r\\n\\r\\n' | busybox nc -w 5 {tasks.address(task)} 8080 2>/dev/null"
+        return host.sh(request, check=False)[1]
 
-    assert until(answer, "an answer").startswith(b"served by ip-")
+    assert "served by ip-" in until(answer, "an answer")
     tasks.stop(task["taskArn"])
     tasks.wait(task["taskArn"], "STOPPED")
 
@@ -44,8 +39,9 @@ def test_from_another_task(tasks):
 
 
 def test_loopback_is_its_own(tasks):
-    script = "echo mine | nc -l -p 9090 -s 127.0.0.1 & " + IDLE
-    task = tasks.run(tasks.register(tasks.container(script)))
+    own = "until nc -w 2 127.0.0.1 9090 </dev/null 2>/dev/null; do sleep 0.1; done; echo listening"
+    task = tasks.run(tasks.register(tasks.container(idle("httpd -p 127.0.0.1:9090 -h /etc", own))))
+    tasks.wait_for_line(task["taskArn"], "listening")
     address = tasks.address(tasks.wait(task["taskArn"], "RUNNING"))
     ended = tasks.run_to_end(
         f"nc -w 2 127.0.0.1 9090 </dev/null || echo other; nc -w 2 {address} 9090 </dev/null || echo closed"
@@ -54,46 +50,27 @@ def test_loopback_is_its_own(tasks):
     tasks.stop(task["taskArn"])
 
 
-class Listener:
-    """A service of the host that notes who comes."""
-
-    def __init__(self, address):
-        self.socket = socket.create_server((address, 0))
-        self.port = self.socket.getsockname()[1]
-        self.visits = []
-        threading.Thread(target=self.accept, daemon=True).start()
-
-    def accept(self):
-        while True:
-            try:
-                connection, peer = self.socket.accept()
-            except OSError:
-                return
-            self.visits.append(peer)
-            connection.sendall(b"host\n")
-            connection.close()
+@contextlib.contextmanager
+def listener(address):
+    """A service of the host."""
+    port = free_port()
+    with host.running("busybox", "httpd", "-f", "-p", f"{address}:{port}", "-h", "/run"):
+        until(lambda: host.sh(f"busybox nc -w 2 127.0.0.1 {port} </dev/null 2>/dev/null", check=False)[0] == 0, "the service")
+        yield port
 
 
-@needs_own_host
 def test_services_of_the_host(tasks):
-    loopback, everywhere = Listener("127.0.0.1"), Listener("0.0.0.0")
-    probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    probe.connect(("192.0.2.1", 9))
-    own = probe.getsockname()[0]
-    probe.close()
-    try:
+    own = host.sh("ip route get 192.0.2.1 | sed -n 's/.* src \\([^ ]*\\).*/\\1/p'")[1].strip()
+    assert own
+    with listener("127.0.0.1") as loopback, listener("0.0.0.0") as everywhere:
         ended = tasks.run_to_end(
             "gw=$(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'); "
             "resolver=$(sed -n 's/^nameserver //p' /etc/resolv.conf); "
-            f"for ip in $gw $resolver {own} 127.0.0.1; do for port in {loopback.port} {everywhere.port} {tasks.server.port}; do "
+            f"for ip in $gw $resolver {own} 127.0.0.1; do for port in {loopback} {everywhere} {tasks.server.port}; do "
             "nc -w 1 $ip $port </dev/null 2>/dev/null && echo reached $ip $port; done; done; echo done",
             timeout=90,
         )
         assert ended.lines == ["done"], ended.lines
-        assert not loopback.visits and not everywhere.visits
-    finally:
-        loopback.socket.close()
-        everywhere.socket.close()
 
 
 def test_names(tasks):

@@ -40,7 +40,7 @@ def test_two_servers_start_at_once():
         assert not errors, errors
     finally:
         for server in servers:
-            if server.process.poll() is None:
+            if server.ended() is None:
                 server.stop()
             state_dir = server.state_dir
             server.destroy()

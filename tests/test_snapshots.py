@@ -9,7 +9,8 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
 from botocore.httpsession import URLLib3Session
-from server import REMOTE, until
+from host import REMOTE
+from server import until
 from tasks import IDLE
 
 # Counts in its memory and on its disk, and says who and where it is.

@@ -127,6 +127,10 @@ impl TaskDriver {
         loop {
             if let Err(error) = std::mem::replace(&mut told, Ok(())) {
                 match self.reconnect(&error).await {
+                    // One that has it fail again and again is not to outlive its time that way.
+                    Some(_) if is_guest && overdue.is_some_and(|end| end <= Instant::now()) => {
+                        return self.end_sandbox().await;
+                    }
                     Some(again) => connection = again,
                     None => return self.sandbox_died(),
                 }
@@ -193,7 +197,7 @@ impl TaskDriver {
                     // Its supervisor is the tenant's, should the tenant have got that far.
                     let task = &self.entry.assignment.task;
                     tracing::warn!(%task, "a microVM that does not end is ended");
-                    return self.end_machine().await;
+                    return self.end_sandbox().await;
                 }
             }
         }
@@ -214,12 +218,13 @@ impl TaskDriver {
         Instant::now() + Duration::from_secs(timeouts.sum()) + END_PATIENCE
     }
 
-    async fn end_machine(&mut self) {
+    /// Ends the sandbox by force.
+    async fn end_sandbox(&mut self) {
         if let Some(slot) = &self.entry.slot
             && let Err(error) = slot.process.kill().await
         {
             let task = &self.entry.assignment.task;
-            tracing::error!(%task, error = &error as &dyn std::error::Error, "a microVM cannot be ended");
+            tracing::error!(%task, error = &error as &dyn std::error::Error, "a sandbox cannot be ended");
         }
         self.sandbox_died();
     }
@@ -269,10 +274,11 @@ impl TaskDriver {
             if !slot.process.is_alive() {
                 return None;
             }
+            // First, so that one that accepts and closes keeps nobody busy.
+            tokio::time::sleep(Duration::from_millis(50)).await;
             if let Ok(connection) = self.connect().await {
                 return Some(connection);
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
         }
         if let Err(error) = slot.process.kill().await {
             tracing::error!(%task, error = &error as &dyn std::error::Error, "a supervisor that does not answer cannot be killed");

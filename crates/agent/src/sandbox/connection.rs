@@ -33,6 +33,8 @@ pub enum ConnectionError {
     Closed,
     #[error("the supervisor sent a frame of {0} bytes, more than a frame may have")]
     TooLarge(usize),
+    #[error("the supervisor began with something else than its state")]
+    OutOfTurn,
     #[error("the supervisor sent a message that makes no sense")]
     Malformed(#[source] serde_json::Error),
 }

@@ -28,6 +28,9 @@ enum Waiting {
     Monitor { monitor: Monitor, tap: OwnedFd },
 }
 
+/// How often a supervisor that an earlier agent left is asked how it is, before it is given up.
+const FIRST_WORDS_ATTEMPTS: u32 = 20;
+
 /// What an earlier agent left of a task's sandbox.
 enum Found {
     /// Its supervisor is there.
@@ -291,28 +294,52 @@ impl TaskDriver {
     /// An earlier agent chose the sandbox and attached it; its supervisor tells the rest.
     async fn resume(&mut self, slot: &SlotRecord) -> Result<Found, StopCause> {
         if !slot.process.is_alive() {
-            self.sandbox_died();
-            return Err(self.stop.clone().unwrap_or_else(|| failed("the task's sandbox was killed")));
+            return Err(self.found_dead());
         }
         if slot.isolation == Isolation::Microvm && !microvm::is_running(&slot.dir).await {
             return Ok(Found::Unused);
         }
-        let mut connection = self.connect().await.map_err(|error| failed(chain(&error)))?;
-        let first = connection.receive().await.map_err(|error| failed(chain(&error)))?;
-        let FromSupervisor::State { state } = first else { return Ok(Found::Running(connection)) };
-        // Of no task yet, or still of the one that it is a copy of.
-        if state.task.as_ref() != Some(self.report.task()) {
-            return Ok(Found::Unused);
-        }
+        let Some(state) = self.supervisors_state(slot).await? else { return Ok(Found::Unused) };
         self.report.take_in(&state, self.now());
         self.publish().await;
         // Said again by the supervisor on a new connection, with the unacknowledged logs.
-        let mut connection = self.connect().await.map_err(|error| failed(chain(&error)))?;
+        let mut connection = match self.connect().await {
+            Ok(connection) => connection,
+            Err(error) => self.reconnect(&error).await.ok_or_else(|| self.found_dead())?,
+        };
         if slot.isolation == Isolation::Microvm {
             // The earlier agent may have been making a snapshot.
             drop(connection.send(&ToSupervisor::Thaw).await);
         }
         Ok(Found::Running(connection))
+    }
+
+    /// What the supervisor says first, if it is of this task: of no task yet, or still of the one that it is a
+    /// copy of, it is of no use. A request to stop is remembered: the supervisor is needed for that, too.
+    async fn supervisors_state(&mut self, slot: &SlotRecord) -> Result<Option<SandboxState>, StopCause> {
+        for _ in 0..FIRST_WORDS_ATTEMPTS {
+            let asking = async { Connection::open(&slot.dir).await?.receive().await };
+            let error = match self.unless_stopped(asking).await {
+                Ok(Ok(FromSupervisor::State { state })) => {
+                    return Ok((state.task.as_ref() == Some(self.report.task())).then_some(state));
+                }
+                Ok(Ok(_)) => ConnectionError::OutOfTurn,
+                Ok(Err(error)) => error,
+                Err(forgotten) if self.forget => return Err(forgotten),
+                Err(_) => continue,
+            };
+            if self.reconnect(&error).await.is_none() {
+                return Err(self.found_dead());
+            }
+        }
+        self.end_sandbox().await;
+        Err(self.found_dead())
+    }
+
+    /// The sandbox that an earlier agent left has ended, or was ended as nobody in it answers.
+    fn found_dead(&mut self) -> StopCause {
+        self.sandbox_died();
+        self.stop.clone().unwrap_or_else(|| failed("the task's sandbox was killed"))
     }
 
     /// What the supervisor is told, and the limits of the whole task on this host.
