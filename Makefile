@@ -18,7 +18,7 @@ LEAN_KERNEL ?= $(OUT)/lean-kernel
 STATIC := CARGO_ENCODED_RUSTFLAGS="-Ctarget-feature=+crt-static"
 PYTHON := $(CURDIR)/.venv/bin/python
 
-.PHONY: help setup build release programs programs-dev test lint unit e2e test-v2 test-microvm test-monitor e2e-microvm test-beside fuzz demo demo-microvm bench bench-microvm lean-kernel clean
+.PHONY: help setup build release programs programs-dev test lint unit e2e test-v2 test-microvm test-monitor e2e-microvm e2e-microvm-killed test-beside fuzz demo demo-microvm bench bench-microvm lean-kernel clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,13 +55,18 @@ test-v2: build ## the same tasks on a host with pure cgroup v2, emulated
 	@test=$$($(EMBED_DEV) cargo test --locked -q --workspace --test cgroup --no-run --message-format json | grep -o '"executable":"[^"]*"' | tail -n 1 | cut -d'"' -f4) && \
 	/usr/bin/python3 emulated-host/machine.py --cache $(OUT)/emulated-host --coracle $(OUT)/debug/coracle --test-binary $$test
 
-test-microvm: test-monitor e2e-microvm ## tests of microVMs on real KVM, in an emulated host
+test-microvm: test-monitor e2e-microvm-killed e2e-microvm ## tests of microVMs on real KVM, in an emulated host
 
-# The end-to-end tests run here, against a server there that gives each task a microVM.
-e2e-microvm: build ## all end-to-end tests with a microVM for each task (TESTS=… for some)
-	@/usr/bin/python3 emulated-host/machine.py --cache $(OUT)/emulated-host --kvm --coracle $(OUT)/debug/coracle \
-	  --memory 8G --limit 1500 --results $(OUT)/e2e-microvm --pytest "$(PYTHON) -m pytest" \
-	  --serve -q -n 2 -p no:cacheprovider $(or $(TESTS),tests)
+# The end-to-end tests run here, against a server there that gives each task a microVM. Two such hosts, as those tests
+# that kill their servers take as long as half of the others.
+E2E_MICROVM = @/usr/bin/python3 emulated-host/machine.py --cache $(OUT)/emulated-host --kvm --coracle $(OUT)/debug/coracle \
+	  --memory 8G --limit 1200 --results $(OUT)/$@ --pytest "$(PYTHON) -m pytest" --serve -q -n 2 -p no:cacheprovider
+
+e2e-microvm: build ## all end-to-end tests with a microVM for each task, but those that kill their servers (TESTS=… for some)
+	$(E2E_MICROVM) -m 'not own_server' $(or $(TESTS),tests)
+
+e2e-microvm-killed: build ## the end-to-end tests that kill their servers, with a microVM for each task (TESTS=… for some)
+	$(E2E_MICROVM) -m own_server $(or $(TESTS),tests)
 
 # Each test binary of the monitor; those of its tests that need KVM are ignored elsewhere.
 test-monitor: build
@@ -87,6 +92,7 @@ test-beside:
 	@$(MAKE) --no-print-directory -j 1 e2e
 	@$(MAKE) --no-print-directory -j 1 test-v2
 	@$(MAKE) --no-print-directory -j 1 test-monitor
+	@$(MAKE) --no-print-directory -j 1 e2e-microvm-killed
 
 demo: setup release ## a web application on Coracle, from nothing (KEEP=1 leaves it running)
 	@CORACLE=$(OUT)/release/coracle PYTHON=$(PYTHON) scripts/demo

@@ -186,7 +186,9 @@ def root_tree(root, kernel, arguments):
         # Here, as decompressing it takes half a minute there.
         packages.run(arguments.coracle, "--state-dir", str(host.root / "pristine"), "kernel", "install",
                      str(host.root / "guest/kernel.deb"))
-        host.path("/serve.settings").write_text(f"port={arguments.port}\narguments='{SERVER_ARGUMENTS}'\n")
+        checks = "killed" if "own_server" in arguments.serve else "plain"
+        host.path("/serve.settings").write_text(
+            f"port={arguments.port}\narguments='{SERVER_ARGUMENTS}'\nchecks={checks}\n")
         host.copy(HERE / "guest/serve", "/main")
     elif arguments.run:
         main = "#!/bin/busybox sh\ncd /root\n" + arguments.run + "\necho \"EXIT CODE: $?\"\n"

@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 CORACLE = os.environ.get("CORACLE") or str(ROOT / "target/debug/coracle")
 _numbers = itertools.count(1)
 
-needs_own_host = pytest.mark.skipif(bool(REMOTE), reason="what it looks at is on this host, and the server is not")
+needs_own_host = pytest.mark.skipif(bool(REMOTE), reason="what it looks at is on this host, or has nothing to do with tasks")
 needs_speed = pytest.mark.skipif(bool(REMOTE), reason="an emulated processor is too slow for it")
 
 

@@ -225,6 +225,7 @@ def test_reset_empties_an_ephemeral_server(cli):
         running.destroy()
 
 
+@needs_own_host
 def test_reset_refuses_a_lasting_server(own_server):
     own_server.start().client("ecs").create_cluster(clusterName="kept")
     assert "ephemeral" in Cli(own_server).run("reset", code=1).error

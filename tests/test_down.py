@@ -8,7 +8,7 @@ import subprocess
 import host
 import oci_image
 import pytest
-from server import CORACLE, clean_environment, leaks, until
+from server import CORACLE, clean_environment, leaks, needs_own_host, until
 from tasks import Tasks
 
 POLITE = "trap 'echo last words; exit 7' TERM; echo up; sleep 1000 & wait"
@@ -63,6 +63,7 @@ def test_kills_what_does_not_end(running):
     assert tasks.wait(deaf["taskArn"], "STOPPED")["stoppedReason"] == "Stopped with coracle down"
 
 
+@needs_own_host
 def test_removes_the_state_when_told(running):
     server = running[0].server
     foreign = server.state_dir / "not Coracle's"
@@ -83,6 +84,7 @@ def test_after_the_state_was_deleted(running):
     assert not server.state_dir.exists()
 
 
+@needs_own_host
 def test_refuses_while_a_server_runs(running):
     tasks, arn = running
     done = tasks.server.coracle("down", "--state-dir", str(tasks.server.state_dir))

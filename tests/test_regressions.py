@@ -4,6 +4,7 @@ import pathlib
 import threading
 
 import oci_image
+from host import PATIENCE
 from server import Server, instance_of, leaks, until
 from tasks import Tasks
 
@@ -13,9 +14,10 @@ def test_a_chatty_container_does_not_stall_the_server(own_server):
     session for a task's commands, that task for `to_control`, which control's session no longer reads."""
     tasks = Tasks(own_server.start())
     tasks.image = tasks.push(oci_image.build(), "busybox")
-    script = "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done"
+    lines = 20000 // PATIENCE
+    script = f"i=0; while [ $i -lt {lines} ]; do echo line $i; i=$((i+1)); done"
     ended = tasks.run_to_end(script, cpu="1024", memory="2048")
-    assert ended.lines == [f"line {i}" for i in range(20000)]
+    assert ended.lines == [f"line {i}" for i in range(lines)]
 
 
 def test_private_dns_name_resolves(tasks):

@@ -26,6 +26,10 @@ pub struct Entry {
     pub assignment: Arc<TaskAssignment>,
     /// The sandbox it runs in, once one is chosen.
     pub slot: Option<SlotRecord>,
+    /// Nothing of the task has run in that sandbox, which is being taken off the host: that it has ended says
+    /// nothing of the task.
+    #[serde(default)]
+    pub unused: bool,
     /// What its microVM is made of, once that is known.
     #[serde(default)]
     pub machine: Option<MachineRecord>,

@@ -190,7 +190,14 @@ impl Session {
             }
             return;
         }
-        let entry = Entry { assignment: told, slot: None, machine: None, link: None, observation: None };
+        let entry = Entry {
+            assignment: told,
+            slot: None,
+            unused: false,
+            machine: None,
+            link: None,
+            observation: None,
+        };
         if let Err(error) = self.host.ledger.put(&entry) {
             // Not recorded, so not started: control tells again at the next hello.
             tracing::error!(error = &error as &dyn std::error::Error, "an assignment cannot be recorded");

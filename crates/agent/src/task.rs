@@ -218,15 +218,18 @@ impl TaskDriver {
         Instant::now() + Duration::from_secs(timeouts.sum()) + END_PATIENCE
     }
 
-    /// Ends the sandbox by force.
     async fn end_sandbox(&mut self) {
+        self.kill_sandbox().await;
+        self.sandbox_died();
+    }
+
+    async fn kill_sandbox(&self) {
         if let Some(slot) = &self.entry.slot
             && let Err(error) = slot.process.kill().await
         {
             let task = &self.entry.assignment.task;
             tracing::error!(%task, error = &error as &dyn std::error::Error, "a sandbox cannot be ended");
         }
-        self.sandbox_died();
     }
 
     fn is_of_this_task(&self, state: &SandboxState) -> bool {
@@ -313,19 +316,30 @@ impl TaskDriver {
     async fn clean_up(&mut self) {
         self.report.advance(TaskStatus::Deprovisioning, self.now());
         self.publish().await;
+        // Said each time that it failed.
+        drop(self.take_off_host().await);
+        self.report.advance(TaskStatus::Stopped, self.now());
+    }
+
+    /// Takes everything of the task off the host, with patience.
+    async fn take_off_host(&mut self) -> Result<(), CleanUpError> {
         let mut pause = Duration::from_millis(10);
-        for attempt in 1..=CLEAN_UP_ATTEMPTS {
+        let mut attempt = 1;
+        loop {
             match self.try_clean_up().await {
-                Ok(()) => break,
+                Ok(()) => return Ok(()),
                 Err(error) => {
                     let task = &self.entry.assignment.task;
                     tracing::warn!(%task, attempt, error = %format_args!("{error:#}"), "cleaning up after a task failed");
-                    tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(Duration::from_secs(2));
+                    if attempt == CLEAN_UP_ATTEMPTS {
+                        return Err(error);
+                    }
                 }
             }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(2));
+            attempt += 1;
         }
-        self.report.advance(TaskStatus::Stopped, self.now());
     }
 
     async fn try_clean_up(&mut self) -> Result<(), CleanUpError> {

@@ -48,17 +48,19 @@ impl TaskDriver {
     /// Brings the task to a supervisor that has been told to run it: from the start, or from where
     /// an earlier agent left it.
     pub(super) async fn boot(&mut self) -> Result<Connection, StopCause> {
-        if let (Some(slot), Some(_)) = (self.entry.slot.clone(), self.entry.link.clone())
+        if !self.entry.unused
+            && let (Some(slot), Some(_)) = (self.entry.slot.clone(), self.entry.link.clone())
             && let Found::Running(connection) = self.resume(&slot).await?
         {
             return Ok(connection);
         }
-        if let Some(slot) = self.entry.slot.take() {
-            // Chosen, and the agent died before anything ran in it.
-            self.host.slots.discard(&slot).await.map_err(|e| failed(chain(&e)))?;
-        }
-        if let Some(link) = self.entry.link.take() {
-            self.host.network.detach(&link).await.map_err(|e| failed(chain(&e)))?;
+        if self.entry.slot.is_some() || self.entry.link.is_some() {
+            // Chosen, and the agent died before anything ran in it; this one may, too.
+            self.entry.unused = true;
+            self.record()?;
+            self.take_off_host().await.map_err(|error| failed(chain(&error)))?;
+            (self.entry.slot, self.entry.link, self.entry.machine) = (None, None, None);
+            self.entry.unused = false;
         }
         if let Some(cause) = self.stop.clone() {
             return Err(cause);
@@ -294,7 +296,7 @@ impl TaskDriver {
     /// An earlier agent chose the sandbox and attached it; its supervisor tells the rest.
     async fn resume(&mut self, slot: &SlotRecord) -> Result<Found, StopCause> {
         if !slot.process.is_alive() {
-            return Err(self.found_dead());
+            return Err(self.found_dead().await);
         }
         if slot.isolation == Isolation::Microvm && !microvm::is_running(&slot.dir).await {
             return Ok(Found::Unused);
@@ -305,7 +307,10 @@ impl TaskDriver {
         // Said again by the supervisor on a new connection, with the unacknowledged logs.
         let mut connection = match self.connect().await {
             Ok(connection) => connection,
-            Err(error) => self.reconnect(&error).await.ok_or_else(|| self.found_dead())?,
+            Err(error) => match self.reconnect(&error).await {
+                Some(connection) => connection,
+                None => return Err(self.found_dead().await),
+            },
         };
         if slot.isolation == Isolation::Microvm {
             // The earlier agent may have been making a snapshot.
@@ -315,29 +320,37 @@ impl TaskDriver {
     }
 
     /// What the supervisor says first, if it is of this task: of no task yet, or still of the one that it is a
-    /// copy of, it is of no use. A request to stop is remembered: the supervisor is needed for that, too.
+    /// copy of, it is of no use. Commands wait meanwhile: they are for a supervisor.
     async fn supervisors_state(&mut self, slot: &SlotRecord) -> Result<Option<SandboxState>, StopCause> {
         for _ in 0..FIRST_WORDS_ATTEMPTS {
             let asking = async { Connection::open(&slot.dir).await?.receive().await };
-            let error = match self.unless_stopped(asking).await {
+            let error = match tokio::time::timeout(END_PATIENCE, asking).await {
                 Ok(Ok(FromSupervisor::State { state })) => {
                     return Ok((state.task.as_ref() == Some(self.report.task())).then_some(state));
                 }
                 Ok(Ok(_)) => ConnectionError::OutOfTurn,
                 Ok(Err(error)) => error,
-                Err(forgotten) if self.forget => return Err(forgotten),
-                Err(_) => continue,
+                Err(_) => break,
             };
             if self.reconnect(&error).await.is_none() {
-                return Err(self.found_dead());
+                return Err(self.found_dead().await);
             }
         }
-        self.end_sandbox().await;
-        Err(self.found_dead())
+        self.kill_sandbox().await;
+        Err(self.found_dead().await)
     }
 
-    /// The sandbox that an earlier agent left has ended, or was ended as nobody in it answers.
-    fn found_dead(&mut self) -> StopCause {
+    /// The sandbox that an earlier agent left has ended, or was ended as nobody in it answers. What has been
+    /// asked of the task in the meantime says why.
+    async fn found_dead(&mut self) -> StopCause {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Stop(cause) => self.stop = Some(cause),
+                Command::Forget => self.forget = true,
+                Command::Snapshot(id) => self.no_snapshot(id).await,
+                Command::Repeat | Command::LogsStored { .. } => {}
+            }
+        }
         self.sandbox_died();
         self.stop.clone().unwrap_or_else(|| failed("the task's sandbox was killed"))
     }
