@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import pathlib
 import random
 import tarfile
 
@@ -77,17 +78,15 @@ def made_up(content):
 
 
 def installed(source):
-    """This machine's own programs, libraries and what comes with them, in any order."""
-    paths = []
-    for top in ("bin", "lib", "share", "sbin"):
-        for directory, _, names in os.walk(f"/usr/{top}"):
-            paths += [os.path.join(directory, name) for name in names]
-    paths.sort()
-    source.shuffle(paths)
-    for path in paths:
-        if os.path.isfile(path) and not os.path.islink(path) and 0 < os.path.getsize(path) <= 16 << 20:
-            with open(path, "rb") as file:
-                yield path.lstrip("/"), file.read()
+    """This machine's own programs, libraries and what comes with them, directory by directory, in any order."""
+    directories = sorted(
+        (directory, sorted(names)) for top in ("bin", "lib", "share", "sbin") for directory, _, names in os.walk(f"/usr/{top}"))
+    source.shuffle(directories)
+    for directory, names in directories:
+        for path in (os.path.join(directory, name) for name in names):
+            if os.path.isfile(path) and not os.path.islink(path) and 0 < os.path.getsize(path) <= 16 << 20:
+                with open(path, "rb") as file:
+                    yield path.lstrip("/"), file.read()
 
 
 # What an image's files are made of. The first is what images hold. The others are extremes that compress to half: one has
@@ -110,12 +109,18 @@ def large(path, megabytes, layers, seed=1, data="files"):
     for _ in range(layers - 1):
         out = io.BytesIO()
         with tarfile.open(fileobj=out, mode="w") as tar:
-            left = each
+            left, directories = each, set()
             while left > 0:
                 try:
                     name, content = next(files)
                 except StopIteration:
                     raise SystemExit(f"bench: this machine's /usr has no {megabytes} MiB of files") from None
+                for above in reversed(pathlib.PurePosixPath(name).parents[:-1]):
+                    if above not in directories:
+                        directories.add(above)
+                        entry = tarfile.TarInfo(str(above))
+                        entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+                        tar.addfile(entry)
                 entry = tarfile.TarInfo(name)
                 entry.size = min(left, len(content))
                 tar.addfile(entry, io.BytesIO(content[:left]))

@@ -5,7 +5,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
 
@@ -89,7 +89,7 @@ fn connect(path: &Path, mode: OpenFlags) -> Result<Connection, Fault> {
 
 /// Returns the journal mode that the file then has.
 fn set_up_writer(conn: &Connection) -> Result<String, Fault> {
-    let mode = conn.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+    let mode = write_ahead_log(conn)?;
     // FULL: a commit returns after the log is synced (<https://sqlite.org/pragma.html#pragma_synchronous>).
     conn.pragma_update(None, "synchronous", "FULL")?;
     // Only a backstop, in pages: the writer checkpoints earlier, between batches.
@@ -97,6 +97,20 @@ fn set_up_writer(conn: &Connection) -> Result<String, Fault> {
     // What a burst left behind is given back to the file system at the next restart of the log.
     conn.pragma_update(None, "journal_size_limit", 64 << 20)?;
     Ok(mode)
+}
+
+/// SQLite does not wait for its timeout where two connections that wait for each other would wait for ever, as those of
+/// two openers may here (<https://sqlite.org/c3ref/busy_handler.html>): it is asked again.
+fn write_ahead_log(conn: &Connection) -> Result<String, Fault> {
+    let end = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match conn.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).map_err(Fault::from) {
+            Err(fault) if fault.is_busy() && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            mode => return mode,
+        }
+    }
 }
 
 /// The file may be there with any content, so the state is made whole under another name, and gets its
