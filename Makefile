@@ -60,7 +60,7 @@ test-microvm: test-monitor e2e-microvm-killed e2e-microvm ## tests of microVMs o
 # The end-to-end tests run here, against a server there that gives each task a microVM. Two such hosts, as those tests
 # that kill their servers take as long as half of the others.
 E2E_MICROVM = @/usr/bin/python3 emulated-host/machine.py --cache $(OUT)/emulated-host --kvm --coracle $(OUT)/debug/coracle \
-	  --memory 8G --limit 1200 --results $(OUT)/$@ --pytest "$(PYTHON) -m pytest" --serve -q -n 2 -p no:cacheprovider
+	  --memory 8G --limit 1800 --results $(OUT)/$@ --pytest "$(PYTHON) -m pytest" --serve -q -n 2 -p no:cacheprovider
 
 e2e-microvm: build ## all end-to-end tests with a microVM for each task, but those that kill their servers (TESTS=… for some)
 	$(E2E_MICROVM) -m 'not own_server' $(or $(TESTS),tests)
