@@ -218,7 +218,9 @@ def test_limits_of_the_task(tasks):
         files = [host.path("/sys/fs/cgroup") / name.format(group) for name in names]
         return next(file.read_text().split() for file in files if file.exists())
 
-    assert limit("memory/{}/memory.limit_in_bytes", "{}/memory.max") == [str(1024 << 20)]
+    # A machine's monitor needs some beside the machine.
+    beside = 128 if tasks.server.isolation == "microvm" else 0
+    assert 1024 << 20 <= int(limit("memory/{}/memory.limit_in_bytes", "{}/memory.max")[0]) <= (1024 + beside) << 20
     quota = limit("cpu/{}/cpu.cfs_quota_us", "cpu,cpuacct/{}/cpu.cfs_quota_us", "{}/cpu.max")[0]
     period = limit("cpu/{}/cpu.cfs_period_us", "cpu,cpuacct/{}/cpu.cfs_period_us", "{}/cpu.max")[-1]
     assert int(quota) * 2 == int(period)

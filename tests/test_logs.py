@@ -83,7 +83,7 @@ def test_group_in_another_region(tasks):
     assert tasks.cloudwatch.describe_log_groups(logGroupNamePrefix=group)["logGroups"] == []
     command = [CORACLE, "logs", arn]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=60,
-                           env=clean_environment(CORACLE_STATE_DIR=str(tasks.server.state_dir)))
+                           env=clean_environment(CORACLE_STATE_DIR=str(tasks.server.client_dir())))
     assert (shown.returncode, shown.stdout) == (0, "there\n"), shown
 
 

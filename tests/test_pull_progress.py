@@ -12,8 +12,10 @@ import urllib.request
 
 import oci_image
 import pytest
-from server import CORACLE, clean_environment, until
+from server import CORACLE, clean_environment, needs_own_host, until
 from tasks import unique
+
+pytestmark = needs_own_host
 
 MIB = 1 << 20
 
