@@ -235,9 +235,10 @@ class OwnServerThere(ServerThere):
         self.ephemeral = False
         self.arguments = ["--isolation", "microvm", *shlex.split(REMOTE["OWN_ARGUMENTS"])]
         # With a guest kernel and, as soon as there are any, templates: to make them takes long there.
+        made, templates = "/state/coracle/agent/templates", f"{self.state_dir}/agent/templates"
         host.sh(
-            f"mkdir {self.base} && cp -al /pristine {self.state_dir} && mkdir -p {self.state_dir}/agent/templates && "
-            f"(cd /state/coracle/agent/templates && cp -al $(ls | grep -v new) {self.state_dir}/agent/templates) || true"
+            f"set -e; mkdir {self.base}; cp -al /pristine {self.state_dir}; mkdir -p {templates}\n"
+            f"for name in $(ls {made} | grep -v new); do cp -al {made}/$name {templates}; done"
         )
 
     def launch(self):
