@@ -13,10 +13,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    """Against a server on another host, only tests with tasks on it say anything new."""
     for item in items:
         if "own_server" in item.fixturenames:
             item.add_marker("own_server")
-    """Against a server on another host, only tests with tasks on it say anything new."""
     if REMOTE:
         left_out = [item for item in items if not {"tasks", "server", "own_server"} & set(item.fixturenames)]
         config.hook.pytest_deselected(items=left_out)

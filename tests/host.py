@@ -61,9 +61,6 @@ class _There(pathlib.PurePosixPath):
     def touch(self):
         self._sh("touch")
 
-    def unlink(self):
-        self._sh("rm")
-
     def iterdir(self):
         return [self / name for name in self._sh("ls -A")[1].split("\n") if name]
 

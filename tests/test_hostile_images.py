@@ -53,13 +53,14 @@ def test_hostile_layer(tasks, victim, name):
     refused(tasks, tasks.push(image, "hostile", name), why, "failed to extract layer")
     left = host.find(tasks.server.base, "evil", "sda")
     assert not left, left
+    assert tasks.run_to_end("echo next").lines == ["next"]
 
 
 def test_absolute_paths_are_below_the_root(tasks):
     """As every unpacker takes them."""
     image = oci_image.build([(oci_image.base_layer(), "gzip"), (Tar().add("/made/here", b"x").done(), "gzip")])
     ended = tasks.run_to_end(tasks.container("ls /made", image=tasks.push(image, "hostile", "absolute")))
-    assert ended.lines == ["here"], "and after all that was refused, an image works"
+    assert ended.lines == ["here"]
 
 
 def bomb(size):

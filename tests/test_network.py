@@ -1,8 +1,11 @@
 """A task's own network: reached from the host and from other tasks, but not the other way into the host."""
 
 import contextlib
+import socket
+import threading
 
 import host
+from host import REMOTE
 from server import free_port, until
 from tasks import IDLE, idle
 
@@ -50,9 +53,34 @@ def test_loopback_is_its_own(tasks):
     tasks.stop(task["taskArn"])
 
 
+class Listener:
+    """A service of this host that notes who comes."""
+
+    def __init__(self, address, visits):
+        self.socket = socket.create_server((address, 0))
+        self.port = self.socket.getsockname()[1]
+        self.visits = visits
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        while True:
+            try:
+                connection, peer = self.socket.accept()
+            except OSError:
+                return
+            self.visits.append(peer)
+            connection.sendall(b"host\n")
+            connection.close()
+
+
 @contextlib.contextmanager
-def listener(address):
-    """A service of the host."""
+def listener(address, visits):
+    """A service of the server's host. Who came is noted where that is this one."""
+    if not REMOTE:
+        service = Listener(address, visits)
+        with service.socket:
+            yield service.port
+        return
     port = free_port()
     with host.running("busybox", "httpd", "-f", "-p", f"{address}:{port}", "-h", "/run"):
         until(lambda: host.sh(f"busybox nc -w 2 127.0.0.1 {port} </dev/null 2>/dev/null", check=False)[0] == 0, "the service")
@@ -62,7 +90,8 @@ def listener(address):
 def test_services_of_the_host(tasks):
     own = host.sh("ip route get 192.0.2.1 | sed -n 's/.* src \\([^ ]*\\).*/\\1/p'")[1].strip()
     assert own
-    with listener("127.0.0.1") as loopback, listener("0.0.0.0") as everywhere:
+    visits = []
+    with listener("127.0.0.1", visits) as loopback, listener("0.0.0.0", visits) as everywhere:
         ended = tasks.run_to_end(
             "gw=$(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p'); "
             "resolver=$(sed -n 's/^nameserver //p' /etc/resolv.conf); "
@@ -71,6 +100,7 @@ def test_services_of_the_host(tasks):
             timeout=90,
         )
         assert ended.lines == ["done"], ended.lines
+        assert not visits
 
 
 def test_names(tasks):
