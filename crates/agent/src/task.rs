@@ -152,6 +152,10 @@ impl TaskDriver {
                         states.wait().await;
                         self.report.take_in(&state, self.now());
                         self.publish().await;
+                        if is_guest {
+                            // What it was told when it was made was long on its way on a loaded host.
+                            told = connection.send(&ToSupervisor::Clock { now: self.now() }).await;
+                        }
                         if matches!(state.phase, SandboxPhase::Stopping | SandboxPhase::Ended) {
                             overdue.get_or_insert_with(|| self.latest_end());
                         }

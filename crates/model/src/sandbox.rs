@@ -43,6 +43,7 @@ pub enum ToSupervisor {
         upto: u64,
     },
     /// What the wall clock says: a microVM's runs by itself, and stands while the machine is paused.
+    /// The message is as late as it is long on its way.
     Clock {
         now: Timestamp,
     },

@@ -14,7 +14,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::guest::{cgroups, follow_clock};
+use crate::guest::cgroups;
+use crate::guest::clock::Clock;
 use crate::link::Connection;
 use crate::poller::{Poller, Source};
 use crate::sandbox::{Sandbox, write_atomically};
@@ -46,6 +47,7 @@ pub struct Supervisor {
     phase: SandboxPhase,
     /// When the agent has said the last word.
     released: Option<Instant>,
+    clock: Clock,
     /// Since when no process of the task may run.
     frozen: Option<Instant>,
     /// Whether the heap was trimmed since something happened.
@@ -75,6 +77,7 @@ impl Supervisor {
             sequence: 0,
             phase: SandboxPhase::Idle,
             released: None,
+            clock: Clock::default(),
             frozen: None,
             is_trimmed: false,
         };
@@ -202,7 +205,7 @@ impl Supervisor {
                 }
             }
             ToSupervisor::Clock { now } if self.sandbox.is_microvm() => {
-                if let Err(error) = follow_clock(now) {
+                if let Err(error) = self.clock.follow(now) {
                     tracing::error!(error = format!("{error:#}"), "clock not set");
                 }
             }

@@ -110,6 +110,9 @@ impl Report {
 
     pub(super) fn take_in(&mut self, state: &SandboxState, now: Timestamp) {
         self.change(|o| {
+            // A guest has a clock of its own, and may say anything.
+            let earliest = o.times.connected_at.unwrap_or(Timestamp(0)).min(now);
+            let possible = |at: Option<Timestamp>| at.map(|at| at.clamp(earliest, now));
             for seen in &state.containers {
                 let Some(c) = o.containers.iter_mut().find(|c| c.name == seen.name) else { continue };
                 c.status = seen.status;
@@ -120,8 +123,8 @@ impl Report {
                 }
                 c.health = seen.health;
                 c.restart_count = seen.restart_count;
-                c.started_at = seen.started_at;
-                c.finished_at = seen.finished_at;
+                c.started_at = possible(seen.started_at);
+                c.finished_at = possible(seen.finished_at);
             }
             if o.stop.is_none() {
                 let bounded =
@@ -137,11 +140,12 @@ impl Report {
                 // A task whose containers all ran to their end by themselves was RUNNING, however
                 // short: started_at says so even when nobody saw it in that state.
                 if self.observation.times.started_at.is_none() && self.essential_started(state) {
-                    let first = state.containers.iter().filter_map(|c| c.started_at).min();
-                    self.change(|o| o.times.started_at = first);
+                    self.change(|o| {
+                        o.times.started_at = o.containers.iter().filter_map(|c| c.started_at).min();
+                    });
                 }
-                let ended = state.containers.iter().filter_map(|c| c.finished_at).max();
                 self.change(|o| {
+                    let ended = o.containers.iter().filter_map(|c| c.finished_at).max();
                     o.times.execution_stopped_at = o.times.execution_stopped_at.or(ended);
                     o.stop.get_or_insert_with(|| StopCause {
                         code: StopCode::EssentialContainerExited,
@@ -175,4 +179,55 @@ impl Report {
 /// to have (`StopTask`: 1024 characters; longer ones are of no use to anybody).
 fn bounded(text: &str) -> String {
     text.chars().take(1024).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use model::observation::TaskTimes;
+    use model::sandbox::ContainerState;
+    use model::status::HealthStatus;
+
+    use super::*;
+
+    fn ended(started_at: i64, finished_at: i64) -> SandboxState {
+        let container = ContainerState {
+            name: "main".to_owned(),
+            status: ContainerStatus::Stopped,
+            runtime_id: None,
+            pid: None,
+            exit_code: Some(0),
+            reason: None,
+            health: HealthStatus::Unknown,
+            restart_count: 0,
+            started_at: Some(Timestamp(started_at)),
+            finished_at: Some(Timestamp(finished_at)),
+            log_end: 0,
+            log_acknowledged: 0,
+        };
+        let phase = SandboxPhase::Ended;
+        SandboxState { task: None, sequence: 1, phase, containers: vec![container], stop: None }
+    }
+
+    /// The times of a task that was connected at 1000 and of which this is heard at 2000.
+    fn times(started_at: i64, finished_at: i64) -> (Option<i64>, Option<i64>) {
+        let observation = Observation {
+            task: TaskId::try_from("00000000000000000000000000000001".to_owned()).unwrap(),
+            sequence: 0,
+            status: TaskStatus::Activating,
+            times: TaskTimes { connected_at: Some(Timestamp(1000)), ..TaskTimes::default() },
+            containers: vec![ContainerObservation::pending("main")],
+            stop: None,
+        };
+        let mut report = Report { observation, essential: vec!["main".to_owned()] };
+        report.take_in(&ended(started_at, finished_at), Timestamp(2000));
+        let times = &report.observation.times;
+        (times.started_at.map(|at| at.0), times.execution_stopped_at.map(|at| at.0))
+    }
+
+    #[test]
+    fn a_guest_says_when_within_its_tasks_life() {
+        assert_eq!(times(1200, 1900), (Some(1200), Some(1900)));
+        assert_eq!(times(0, i64::MAX), (Some(1000), Some(2000)));
+        assert_eq!(times(i64::MAX, i64::MIN), (Some(2000), Some(1000)));
+    }
 }

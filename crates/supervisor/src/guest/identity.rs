@@ -3,15 +3,14 @@
 use std::fs::File;
 
 use anyhow::{Context, Result, bail};
-use model::Timestamp;
 use model::sandbox::GuestSetup;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
-use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
+use crate::guest::clock::Clock;
 use crate::scratch::attach_at;
 use crate::sys::{self, MAX_ENTROPY};
 
@@ -20,33 +19,9 @@ use crate::sys::{self, MAX_ENTROPY};
 /// # Errors
 /// The entropy is not hexadecimal, or the kernel refuses one of them.
 pub fn assume(setup: &GuestSetup, hostname: &str) -> Result<()> {
-    clock_settime(ClockId::Realtime, timespec(setup.now)).context("set the clock")?;
+    Clock::set(setup.now)?;
     stir(&unhex(&setup.entropy)?).context("stir the random number generator")?;
     rustix::system::sethostname(hostname.as_bytes()).context("set the host name")
-}
-
-/// A clock that is further off than this is set; a closer one is sped up or slowed down, so that no
-/// program sees time jump.
-const STEP_BEYOND_MS: i64 = 500;
-/// What a clock may be off, in milliseconds: about what the message was on its way.
-const TOLERANCE_MS: i64 = 5;
-
-/// Brings the clock back to the host's, from which it drifts.
-///
-/// # Errors
-/// The kernel refuses.
-pub fn follow_clock(now: Timestamp) -> Result<()> {
-    let ours = clock_gettime(ClockId::Realtime);
-    let ours_ms = ours.tv_sec.saturating_mul(1000).saturating_add(ours.tv_nsec / 1_000_000);
-    let behind_ms = now.0.saturating_sub(ours_ms);
-    let off_ms = behind_ms.saturating_abs();
-    if off_ms <= TOLERANCE_MS {
-        Ok(())
-    } else if off_ms <= STEP_BEYOND_MS {
-        sys::slew_clock(behind_ms * 1000).context("slew the clock")
-    } else {
-        clock_settime(ClockId::Realtime, timespec(now)).context("set the clock")
-    }
 }
 
 /// What the kernel says once and for all, to whomever asks.
@@ -98,10 +73,6 @@ pub fn rename_container(pid: Pid, hostname: &str) -> Result<()> {
     named.context("set the container's host name")
 }
 
-fn timespec(at: Timestamp) -> Timespec {
-    Timespec { tv_sec: at.0.div_euclid(1000), tv_nsec: at.0.rem_euclid(1000) * 1_000_000 }
-}
-
 /// Credits the bytes as random, and has every generator take a new key from the pool: two copies of
 /// one machine must not go on with the same.
 fn stir(entropy: &[u8]) -> Result<()> {
@@ -134,11 +105,5 @@ mod tests {
             assert!(unhex(wrong).is_err(), "{wrong}");
         }
         assert!(unhex(&"00".repeat(MAX_ENTROPY + 1)).is_err());
-    }
-
-    #[test]
-    fn times_before_1970_are_times() {
-        let times = [1_500, -1].map(|ms| timespec(Timestamp(ms))).map(|at| (at.tv_sec, at.tv_nsec));
-        assert_eq!(times, [(1, 500_000_000), (-1, 999_000_000)]);
     }
 }

@@ -19,6 +19,7 @@
 
 mod boot;
 pub mod cgroups;
+pub mod clock;
 mod disks;
 mod end;
 pub mod identity;
@@ -29,7 +30,6 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use model::sandbox::{GuestSetup, Layer, SandboxSpec};
 
-pub use self::identity::follow_clock;
 use crate::guest::disks::LayerDisk;
 use crate::supervisor::Supervisor;
 

@@ -51,11 +51,14 @@ impl TaskRecords {
             .or(asked)
     }
 
-    /// When the task was told to end.
+    /// When the task was told to end, or its end was seen if that was earlier: the host sees it stop
+    /// later than it was asked to, and a time that was once said does not change.
     pub fn stopping_at(&self) -> Option<Timestamp> {
         let observed = self.observation.as_ref().and_then(|o| o.times.stopping_at);
         let asked = self.task.stop.as_ref().map(|stop| stop.at);
-        self.refused().map(|(_, at)| at).or(observed).or(self.decided().map(|(_, at)| at)).or(asked)
+        let decided = self.decided().map(|(_, at)| at);
+        let first = [observed, decided, asked].into_iter().flatten().min();
+        self.refused().map(|(_, at)| at).or(first)
     }
 
     pub fn refused(&self) -> Option<(&StopCause, Timestamp)> {
