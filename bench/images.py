@@ -89,11 +89,12 @@ def installed(source):
                     yield path.lstrip("/"), file.read()
 
 
-# What an image's files are made of. The first is what images hold. The others are extremes that compress to half: one has
-# long runs of zeros, which Coracle leaves out of the files; the other has not even repetitions, and is all work for the
-# decompressor.
+# What an image's files are made of. The first is what images hold. The others are extremes: one does not compress at all;
+# two compress to half, of which one has long runs of zeros, which Coracle leaves out of the files, and the other has not
+# even repetitions, and is all work for the decompressor.
 DATA = {
     "files": installed,
+    "random": made_up(lambda source, size: source.randbytes(size)),
     "zeros": made_up(lambda source, size: source.randbytes(size // 2) + bytes(size // 2)),
     "digits": made_up(lambda source, size: source.randbytes(size // 2).hex().encode()),
 }

@@ -25,7 +25,8 @@ CORACLE = os.environ.get("CORACLE") or str(ROOT / "target/debug/coracle")
 _numbers = itertools.count(1)
 
 needs_own_host = pytest.mark.skipif(bool(REMOTE), reason="what it looks at is on this host, or has nothing to do with tasks")
-needs_speed = pytest.mark.skipif(bool(REMOTE), reason="an emulated processor is too slow for it")
+needs_speed = pytest.mark.skipif(
+    bool(REMOTE) and not os.environ.get("SLOW"), reason="it takes an emulated processor minutes: make e2e-microvm SLOW=1")
 
 
 def free_port():

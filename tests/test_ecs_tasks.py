@@ -233,7 +233,7 @@ def test_out_of_memory(tasks):
 
 @needs_speed
 def test_memory_of_the_whole_task(tasks):
-    ended = tasks.run_to_end(tasks.container("tail", "/dev/zero"), cpu="256", memory="512")
+    ended = tasks.run_to_end(tasks.container("tail", "/dev/zero"), timeout=100, cpu="256", memory="512")
     assert ended.exit_code == 137 and "OutOfMemoryError" in ended.container["reason"]
 
 
