@@ -85,16 +85,17 @@ fuzz: ## fuzz the microVM monitor, FUZZ_TIME seconds for each target (needs nigh
 # Built with its tests from the beginning: their dependencies' features would have half of all built once more.
 # At the end two rows of tests side by side, each of which keeps a processor busy for as long as the other.
 test: export BUILD_ALSO := --all-targets
-test: setup lint unit ## everything that CI runs
+test: setup lint build ## everything that CI runs
 	@$(MAKE) --no-print-directory -j 2 --output-sync=line test-row-1 test-row-2
 
 test-row-1:
+	@$(MAKE) --no-print-directory -j 1 unit
 	@$(MAKE) --no-print-directory -j 1 e2e
-	@$(MAKE) --no-print-directory -j 1 test-v2
 	@$(MAKE) --no-print-directory -j 1 e2e-microvm-killed
 
 test-row-2:
 	@$(MAKE) --no-print-directory -j 1 e2e-microvm
+	@$(MAKE) --no-print-directory -j 1 test-v2
 	@$(MAKE) --no-print-directory -j 1 test-monitor
 
 demo: setup release ## a web application on Coracle, from nothing (KEEP=1 leaves it running)

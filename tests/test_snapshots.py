@@ -124,7 +124,9 @@ def test_tasks_go_on_from_a_snapshot(tasks):
     with pytest.raises(ClientError, match="there is no snapshot"):
         restored(tasks, definition, made["snapshotId"])
     again = snapshot(tasks, copies[0])
-    third = restored(tasks, definition, again["snapshotId"])[0]["taskArn"]
+    # It comes with the definition's tags, so whoever starts tasks of that definition need not know of it.
+    tasks.ecs.tag_resource(resourceArn=definition, tags=[{"key": "coracle.snapshot", "value": again["snapshotId"]}])
+    third = tasks.run(definition, propagateTags="TASK_DEFINITION")["taskArn"]
     lines = said(tasks, third, 2)
     counts_on(lines, int(lines[0]["n"]))
     assert int(lines[0]["n"]) > at_snapshot + 3
