@@ -51,9 +51,10 @@ unit: build ## Rust tests
 e2e: build ## tests with boto3, the aws CLI and real images against a running server
 	CORACLE=$(OUT)/debug/coracle $(PYTHON) -m pytest -q tests
 
-test-v2: build ## the same tasks on a host with pure cgroup v2, emulated
-	@test=$$($(EMBED_DEV) cargo test --locked -q --workspace --test cgroup --no-run --message-format json | grep -o '"executable":"[^"]*"' | tail -n 1 | cut -d'"' -f4) && \
-	/usr/bin/python3 emulated-host/machine.py --cache $(OUT)/emulated-host --coracle $(OUT)/debug/coracle --test-binary $$test
+test-v2: build ## tasks and the supervisor on a host with pure cgroup v2, emulated
+	@tests=$$($(EMBED_DEV) cargo test --locked -q --workspace --test cgroup --test run --no-run --message-format json | grep -o '"executable":"[^"]*/deps/[^"]*"' | cut -d'"' -f4 | sed 's/^/--test-binary /') && \
+	/usr/bin/python3 emulated-host/machine.py --cache $(OUT)/emulated-host --coracle $(OUT)/debug/coracle $$tests \
+	  --file $(OUT)/$(TARGET)/supervisor-dev/coracle-supervisor=/bin/coracle-supervisor
 
 test-microvm: test-monitor e2e-microvm-killed e2e-microvm ## tests of microVMs on real KVM, in an emulated host
 

@@ -9,6 +9,7 @@ import urllib.request
 
 import oci_image
 import pytest
+from host import PATIENCE
 from server import CORACLE, Server, clean_environment, free_port, needs_own_host, until
 from tasks import IDLE, Tasks, idle, unique
 
@@ -65,6 +66,13 @@ def rows(text):
 def test_run_passes_output_and_exit_code(cli, image):
     done = cli.run("run", image, "sh", "-c", "echo out; echo $0 -$1-; exit 42", "name", "a b", code=42)
     assert done.output == "out\nname -a b-\n"
+
+
+def test_run_prints_all_of_it(cli, image):
+    """More than waits in a container's buffer, as fast as it comes."""
+    lines = 240000 // PATIENCE ** 2
+    done = cli.run("run", image, "seq", str(lines))
+    assert done.output.splitlines() == [str(number) for number in range(1, lines + 1)], done.output[-200:]
 
 
 def test_run_for_programs(cli, image):

@@ -2,12 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
-from server import clean_environment
+from server import CORACLE, ROOT, clean_environment
 from tasks import GROUP, ROLE, idle, unique
 
 BESIDE_PYTHON = os.path.join(os.path.dirname(sys.executable), "aws")
@@ -29,6 +30,24 @@ def aws(server, tmp_path):
         return done.stdout
 
     return run
+
+
+def test_first_task_of_the_readme(tasks, tmp_path):
+    """Its lines as they stand there, but for the first, which starts a server, and the last, which needs another aws CLI."""
+    text = (ROOT / "README.md").read_text()
+    lines = re.search("^## Your first task$.*?^```sh$(.*?)^```$", text, re.M | re.S)[1].strip().splitlines()
+    assert lines[0].startswith("coracle up &") and lines[-1].startswith("aws logs tail /ecs/hello ")
+    script = "\n".join(lines[1:-1]).replace("/tmp/", f"{tmp_path}/")
+    path = os.pathsep.join([os.path.dirname(CORACLE), os.path.dirname(AWS), os.environ["PATH"]])
+    environment = clean_environment(
+        PATH=path, CORACLE_STATE_DIR=str(tasks.server.client_dir()), HOME=str(tmp_path), AWS_PAGER="")
+    done = subprocess.run(["bash", "-euxc", script + '\necho "$task"'], capture_output=True, text=True, env=environment,
+                          cwd=ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    ended = tasks.describe(done.stdout.splitlines()[-1])
+    assert ended["containers"][0]["exitCode"] == 0, ended
+    events = tasks.cloudwatch.filter_log_events(logGroupName="/ecs/hello")["events"]
+    assert any(event["message"].startswith("hello from ip-") for event in events), events
 
 
 def test_first_task(aws, tasks, tmp_path):

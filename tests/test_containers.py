@@ -148,12 +148,28 @@ def test_init_process_reaps(tasks):
 def test_ulimits_and_sysctls(tasks):
     ended = tasks.run_to_end(
         tasks.container(
-            "ulimit -Sn; ulimit -Hn; cat /proc/sys/net/ipv4/ip_unprivileged_port_start",
+            "ulimit -Sn; ulimit -Hn; cd /proc/sys; cat net/ipv4/ip_unprivileged_port_start kernel/shmmni fs/mqueue/msg_max",
             ulimits=[{"name": "nofile", "softLimit": 1234, "hardLimit": 2345}],
-            systemControls=[{"namespace": "net.ipv4.ip_unprivileged_port_start", "value": "80"}],
+            systemControls=[{"namespace": "net.ipv4.ip_unprivileged_port_start", "value": "80"},
+                            {"namespace": "kernel.shmmni", "value": "99"}, {"namespace": "fs.mqueue.msg_max", "value": "17"}],
         )
     )
-    assert ended.lines == ["1234", "2345", "80"]
+    assert ended.lines == ["1234", "2345", "80", "99", "17"]
+    no_limit = [{"name": "nofile", "softLimit": -1, "hardLimit": -1}]
+    ended = tasks.run_to_end(tasks.container("cat /proc/sys/fs/nr_open; ulimit -Hn", ulimits=no_limit))
+    # Some hosts do not let their root raise limits.
+    most, given = map(int, ended.lines)
+    assert given == most if tasks.server.isolation == "microvm" else 2345 < given <= most, ended.lines
+
+
+def test_limits_that_need_a_kernel_of_ones_own(tasks):
+    locked = {"name": "memlock", "softLimit": -1, "hardLimit": -1}
+    rank = {"name": "rtprio", "softLimit": 50, "hardLimit": 50}
+    ended = tasks.run_to_end(tasks.container("ulimit -r; ulimit -l", ulimits=[rank, locked]))
+    if tasks.server.isolation == "microvm":
+        assert ended.lines == ["50", "unlimited"]
+    else:
+        assert "ulimit rtprio: this host allows 0 at most, not 50" in ended.container["reason"], ended.task
 
 
 def test_terminal(tasks):
@@ -207,6 +223,17 @@ def test_disk_size(tasks):
     assert 23 < size <= 25, ended.lines
     size = int(tasks.run_to_end("df -k / | tail -1").lines[0].split()[1]) / (1 << 20)
     assert 18 < size <= 20
+
+
+def test_limits_of_a_container(tasks):
+    """As the container sees them in its own control group, of either version."""
+    files = "cpu.weight memory.max memory.low cpu.shares memory.limit_in_bytes memory.soft_limit_in_bytes"
+    script = f"cd /sys/fs/cgroup; for d in . *; do for f in {files}; do [ -e $d/$f ] && echo $f $(cat $d/$f); done; done | sort -u"
+    ended = tasks.run_to_end(tasks.container(script, cpu=128, memory=256, memoryReservation=64), cpu="256", memory="512")
+    first = ["cpu.shares 128", f"memory.limit_in_bytes {256 << 20}", f"memory.soft_limit_in_bytes {64 << 20}"]
+    # Half of what the task has, of the weight that Docker makes of shares.
+    second = ["cpu.weight 5", f"memory.low {64 << 20}", f"memory.max {256 << 20}"]
+    assert ended.lines in (first, second), ended.lines
 
 
 def test_limits_of_the_task(tasks):

@@ -1,5 +1,6 @@
 """SIGKILL at random moments: tasks go on, nothing acknowledged is lost, nothing runs twice, nothing leaks."""
 
+import collections
 import os
 import random
 import threading
@@ -9,7 +10,7 @@ import host
 import oci_image
 from botocore.exceptions import BotoCoreError, ClientError
 from host import PATIENCE, REMOTE
-from server import until
+from server import leaks, until
 from tasks import Tasks, idle, unique
 
 # A machine that emulates a machine does not start as many tasks.
@@ -54,6 +55,7 @@ def test_killed_at_any_moment(own_server):
     tasks = Tasks(own_server.start())
     tasks.image = tasks.push(oci_image.build(), "busybox")
     tasks.run_to_end("true")
+    at_first = at_rest(own_server)
     definitions = {
         kind: tasks.register(
             tasks.container(SCRIPT, environment=[{"name": "COUNT", "value": str(count)}], stopTimeout=STOP_TIMEOUT)
@@ -68,6 +70,11 @@ def test_killed_at_any_moment(own_server):
             own_server.kill()
             # Tasks go on, and end, while nobody looks.
             time.sleep(chance.uniform(0, 0.5) * PATIENCE)
+            if chance.random() < 0.4:
+                # Killed again before it is ready, or just then.
+                own_server.launch()
+                time.sleep(chance.uniform(0, 0.5) * PATIENCE)
+                own_server.kill()
             own_server.start()
     finally:
         client.done.set()
@@ -125,6 +132,20 @@ def test_killed_at_any_moment(own_server):
         assert task["stopCode"] == expected or arn in client.asked_to_stop, task
         assert len(lines) == len(ticks) + 2
     assert "panicked" not in own_server.log.read_text(), own_server.tail(300)
+    # While the server runs: later, all goes with it.
+    until(lambda: on_host(own_server) == at_first, lambda: f"left behind, beside {at_first}: {leaks(own_server.state_dir)}")
+
+
+def on_host(server):
+    """How many things of each kind the server and its stock of sandboxes have on their host."""
+    return collections.Counter(line.split()[0] for line in leaks(server.state_dir))
+
+
+def at_rest(server):
+    """The same, once it no longer changes."""
+    seen = []
+    until(lambda: seen.append(on_host(server)) or len(seen) > 2 and seen[-1] == seen[-2] == seen[-3], lambda: seen, pause=0.5)
+    return seen[-1]
 
 
 def ends(command):

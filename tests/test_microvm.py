@@ -2,8 +2,10 @@
 
 import datetime
 
+import host
 import pytest
 from host import REMOTE
+from server import instance_of
 from tasks import idle
 
 pytestmark = pytest.mark.skipif(not REMOTE, reason="needs a server whose KVM runs Linux: make test-microvm")
@@ -59,12 +61,13 @@ def test_privileged(privileged):
         "grep -E '^(CapEff|Seccomp|NoNewPrivs):' /proc/self/status | tr -d '\\t'; "
         "mkdir /mnt && mount -t tmpfs none /mnt && echo mounted; "
         "echo 1 > /proc/sys/vm/overcommit_memory && cat /proc/sys/vm/overcommit_memory; "
-        "ls /dev/fuse; unshare -mpf sh -c 'echo inner $$'; ip link add v0 type veth peer name v1 && echo veth"
+        "exec 3<>/dev/fuse; mount -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 nobody /media && grep -o ' fuse ' /proc/mounts; "
+        "unshare -mpf sh -c 'echo inner $$'; ip link add v0 type veth peer name v1 && echo veth"
     )
     facts = dict(line.split(":", 1) for line in ended.lines if ":" in line)
     assert int(facts["CapEff"], 16) & (1 << 21 | 1 << 12 | 1 << 19) == 1 << 21 | 1 << 12 | 1 << 19, ended.lines
     assert facts["Seccomp"] == "0" and facts["NoNewPrivs"] == "0"
-    for line in ("mounted", "1", "/dev/fuse", "inner 1", "veth"):
+    for line in ("mounted", "1", " fuse ", "inner 1", "veth"):
         assert line in ended.lines, ended.lines
 
 
@@ -78,6 +81,35 @@ def test_a_container_in_the_container(privileged):
         "chroot /x/root sh -c \"hostname; echo \\$\\$; touch /new && ls /new\"'; ls /x/up/new"
     )
     assert ended.lines == ["nested", "1", "/new", "/x/up/new"], ended.lines
+
+
+def test_a_capability_more(tasks):
+    script = "mount -t tmpfs none /media && grep -c /media /proc/mounts; date -s 2000-01-01 2>&1 | grep -o 'not permitted'"
+    added = {"capabilities": {"add": ["SYS_ADMIN"]}}
+    ended = tasks.run_to_end(tasks.container(script, linuxParameters=added))
+    assert ended.lines == ["1", "not permitted"]
+
+
+def test_the_kernel_hears_that_it_is_a_copy(privileged):
+    ended = privileged("dmesg | grep -o 'crng reseeded due to virtual machine fork'")
+    assert len(ended.lines) == 1, ended.lines
+
+
+def test_a_monitor_that_is_killed_takes_nobody_along(tasks):
+    neighbour, arn = (tasks.run(tasks.register(tasks.container(idle("echo up"))))["taskArn"] for _ in range(2))
+    for each in (neighbour, arn):
+        tasks.wait_for_line(each, "up")
+    # The task's processes are in another kernel: all that is in its group here is its monitor.
+    group = f"coracle-{instance_of(tasks.server.state_dir)}/{arn.rsplit('/', 1)[1]}"
+    monitor, = (host.path("/sys/fs/cgroup") / group / "cgroup.procs").read_text().split()
+    assert "coracle-vmm" in host.path(f"/proc/{monitor}/cmdline").read_text()
+    host.sh(f"kill -KILL {monitor}")
+    ended = tasks.ended(arn)
+    assert ended.task["stoppedReason"].endswith("the task's microVM was killed"), ended.task
+    assert ended.exit_code == 137 and ended.lines == ["up"]
+    assert tasks.describe(neighbour)["lastStatus"] == "RUNNING"
+    tasks.stop(neighbour)
+    assert tasks.ended(neighbour).exit_code == 7
 
 
 def test_any_kernel_parameter(tasks):

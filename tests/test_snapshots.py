@@ -125,7 +125,8 @@ def test_tasks_go_on_from_a_snapshot(tasks):
         restored(tasks, definition, made["snapshotId"])
     again = snapshot(tasks, copies[0])
     # It comes with the definition's tags, so whoever starts tasks of that definition need not know of it.
-    tasks.ecs.tag_resource(resourceArn=definition, tags=[{"key": "coracle.snapshot", "value": again["snapshotId"]}])
+    described = tasks.ecs.describe_task_definition(taskDefinition=definition)["taskDefinition"]
+    tasks.ecs.tag_resource(resourceArn=described["taskDefinitionArn"], tags=[{"key": "coracle.snapshot", "value": again["snapshotId"]}])
     third = tasks.run(definition, propagateTags="TASK_DEFINITION")["taskArn"]
     lines = said(tasks, third, 2)
     counts_on(lines, int(lines[0]["n"]))

@@ -307,6 +307,9 @@ impl TaskDriver {
         let ended = self.entry.slot.as_ref().and_then(|slot| monitor::ended(&slot.dir));
         let how = match &ended {
             Some(ended) => format!("the task's microVM ended: {}", monitor::describe_end(ended)),
+            None if self.entry.assignment.spec.isolation == Isolation::Microvm => {
+                "the task's microVM was killed".to_owned()
+            }
             None => "the task's supervisor was killed".to_owned(),
         };
         let cause = self.stop.clone().unwrap_or_else(|| StopCause {

@@ -1,6 +1,6 @@
 //! One container: what is prepared once for all its runs, and starting a run with libcontainer.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::{self, File, Permissions};
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -91,8 +91,6 @@ pub struct Prepared {
     user: ImageUser,
     filter: Rc<Filter>,
     devices: Vec<Device>,
-    /// Kernel parameters of the container's own namespaces.
-    parameters: HashMap<String, String>,
     cgroups_path: String,
     pub cgroup: Cgroup,
 }
@@ -129,7 +127,7 @@ impl Builder<'_> {
         let key = format!("c{index}");
         let is_microvm = self.sandbox.is_microvm();
         let devices = devices::of(definition, is_microvm)?;
-        let parameters = parameters::of_container(definition, is_microvm)?;
+        parameters::check(definition, is_microvm)?;
         let rootfs = rootfs::assemble(&key, &container.layers, self.sandbox, definition.privileged)?;
         let name =
             definition.user.as_deref().filter(|user| !user.is_empty()).unwrap_or(&container.image.user);
@@ -194,7 +192,6 @@ impl Builder<'_> {
             user,
             filter,
             devices,
-            parameters,
             cgroups_path,
         })
     }
@@ -364,7 +361,6 @@ impl Prepared {
             cgroups_path: self.cgroups_path.clone(),
             cgroup: &self.cgroup,
             user_namespace: sandbox.userns().map(|_| Path::new(USERNS_PATH)),
-            parameters: self.parameters.clone(),
             devices: &self.devices,
             pid_namespace,
             raises_oom_score: sandbox.is_oom_protected,
@@ -421,6 +417,7 @@ impl Prepared {
         self.cgroup.adopt(pid)?;
         self.cgroup.limit(definition)?;
         self.limit_devices(sandbox, definition)?;
+        parameters::set_of_container(definition, Pid::from_raw(pid), sandbox.uid_base)?;
         created.start()?;
         Ok(Run { pid: Pid::from_raw(pid), outputs, _stdin: held_stdin })
     }

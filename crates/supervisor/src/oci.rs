@@ -3,7 +3,7 @@
 //! Source: OCI runtime-spec; the mounts, masked paths and limits are those that Docker and Fargate
 //! give a container.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -67,8 +67,6 @@ pub struct Blueprint<'a> {
     pub cgroup: &'a Cgroup,
     /// The task's user namespace, if it has one.
     pub user_namespace: Option<&'a Path>,
-    /// Kernel parameters of the container's own namespaces.
-    pub parameters: HashMap<String, String>,
     /// Beside the usual ones.
     pub devices: &'a [Device],
     /// A PID namespace to join instead of a new one.
@@ -107,7 +105,6 @@ pub fn spec(blueprint: &Blueprint) -> Result<Spec> {
     let mut linux = LinuxBuilder::default()
         .namespaces(namespaces(blueprint)?)
         .cgroups_path(&blueprint.cgroups_path)
-        .sysctl(blueprint.parameters.clone())
         .devices(blueprint.devices.iter().map(|device| device.node.clone()).collect::<Vec<_>>())
         .masked_paths(strings(if privileged { &[] } else { MASKED }))
         .readonly_paths(strings(if privileged { &[] } else { READONLY }))
@@ -185,10 +182,16 @@ fn limits(definition: &ContainerSpec) -> Result<Vec<PosixRlimit>> {
     }
     for ulimit in &definition.ulimits {
         let most = highest(limit_type(&ulimit.name)?);
-        if ulimit.hard > most {
-            bail!("ulimit {}: this host allows {most} at most, not {}", ulimit.name, ulimit.hard);
+        let (mut soft, mut hard) = (ulimit.soft, ulimit.hard);
+        if hard == infinity && ulimit.name == "nofile" {
+            // There is no such thing for the kernel (`fs.nr_open`).
+            (soft, hard) = (soft.min(most), most);
         }
-        limits.push(limit(&ulimit.name, ulimit.soft, ulimit.hard)?);
+        if hard > most {
+            let wanted = if hard == infinity { "no limit".to_owned() } else { hard.to_string() };
+            bail!("ulimit {}: this host allows {most} at most, not {wanted}", ulimit.name);
+        }
+        limits.push(limit(&ulimit.name, soft, hard)?);
     }
     Ok(limits)
 }

@@ -1,13 +1,14 @@
 //! Kernel parameters that a container's definition sets (`systemControls`).
 //!
-//! Some belong to namespaces of the container, and libcontainer sets them; those of the network
-//! belong to the task's; the others are the kernel's, and may be set where that is the task's own.
+//! Some belong to the IPC namespace of the container; those of the network belong to the task's; the
+//! others are the kernel's, and may be set where that is the task's own.
 
-use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
 
 use anyhow::{Context, Result, bail};
 use model::spec::ContainerSpec;
+use nix::sched::{CloneFlags, setns};
+use nix::unistd::{Pid, Uid, seteuid};
 
 /// Whether a parameter belongs to a namespace of each container.
 fn is_of_container(name: &str) -> bool {
@@ -25,30 +26,66 @@ fn is_of_container(name: &str) -> bool {
         )
 }
 
-/// The parameters of the container's own namespaces.
+/// Refuses what the task may not set.
 ///
 /// # Errors
 /// Where the kernel is the host's, one is not in a namespace of the task.
-pub fn of_container(definition: &ContainerSpec, is_microvm: bool) -> Result<HashMap<String, String>> {
+pub fn check(definition: &ContainerSpec, is_microvm: bool) -> Result<()> {
     for (name, _) in &definition.sysctls {
         let is_namespaced = is_of_container(name) || name.starts_with("net.");
         if !is_microvm && (!is_namespaced || name.contains('/') || name.contains("..")) {
             bail!("sysctl {name:?} is not in a separate kernel namespace");
         }
     }
-    Ok(definition.sysctls.iter().filter(|(name, _)| is_of_container(name)).cloned().collect())
+    Ok(())
 }
 
-/// Sets the others: those of the task's network namespace, which the supervisor shares and
-/// libcontainer takes for the host's, and those of a microVM's kernel.
+/// Sets those of the IPC namespace of the container whose first process is `pid`, and whose root is the
+/// host's user `root`. The runtime would do it as that user, who before Linux 6.9 has no right to; since
+/// then nobody else has.
+///
+/// # Errors
+/// There is no such parameter, or the kernel refuses the value.
+pub fn set_of_container(definition: &ContainerSpec, pid: Pid, root: u32) -> Result<()> {
+    let mut own = definition.sysctls.iter().filter(|(name, _)| is_of_container(name)).peekable();
+    if own.peek().is_none() {
+        return Ok(());
+    }
+    let ours = File::open("/proc/self/ns/ipc")?;
+    let theirs = File::open(format!("/proc/{pid}/ns/ipc"))?;
+    setns(&theirs, CloneFlags::CLONE_NEWIPC).context("enter the container's IPC namespace")?;
+    let result = own.try_for_each(|parameter| match set(parameter) {
+        Err(error) if is_denied(&error) => as_user(root, || set(parameter)),
+        other => other,
+    });
+    setns(&ours, CloneFlags::CLONE_NEWIPC).context("leave the container's IPC namespace")?;
+    result
+}
+
+/// Sets the others: those of the task's network namespace, which the supervisor shares, and those of
+/// a microVM's kernel.
 ///
 /// # Errors
 /// There is no such parameter, or the kernel refuses the value.
 pub fn set_of_task(definition: &ContainerSpec) -> Result<()> {
-    for (name, value) in definition.sysctls.iter().filter(|(name, _)| !is_of_container(name)) {
-        fs::write(path(name)?, value).with_context(|| format!("sysctl {name}={value}"))?;
-    }
-    Ok(())
+    definition.sysctls.iter().filter(|(name, _)| !is_of_container(name)).try_for_each(set)
+}
+
+fn is_denied(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<std::io::Error>();
+    error.is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+}
+
+/// Does something with the rights of another user.
+fn as_user(uid: u32, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    seteuid(Uid::from_raw(uid)).context("become the container's root")?;
+    let result = work();
+    seteuid(Uid::from_raw(0)).context("become root again")?;
+    result
+}
+
+fn set((name, value): &(String, String)) -> Result<()> {
+    fs::write(path(name)?, value).with_context(|| format!("sysctl {name}={value}"))
 }
 
 /// The file of a parameter. As in sysctl(8), a name whose first separator is a slash is a path, so
@@ -81,8 +118,8 @@ mod tests {
             ("net...kernel.core_pattern", false),
         ] {
             definition.sysctls = vec![(name.to_owned(), "1".to_owned())];
-            assert_eq!(of_container(&definition, false).is_ok(), allowed, "{name}");
-            assert!(of_container(&definition, true).is_ok());
+            assert_eq!(check(&definition, false).is_ok(), allowed, "{name}");
+            assert!(check(&definition, true).is_ok());
         }
     }
 

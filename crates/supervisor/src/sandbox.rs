@@ -222,7 +222,7 @@ fn open_dir(path: &Path) -> Result<OwnedFd> {
 fn build(options: &SandboxOptions, path: &Path, dir: OwnedFd) -> Result<Sandbox> {
     setsid().context("setsid")?;
     let log = open_log(path)?;
-    raise_limits();
+    raise_limits(false);
     let is_oom_protected = protect_from_oom();
 
     let scratch = match &options.scratch {
@@ -271,9 +271,12 @@ fn open_log(dir: &Path) -> Result<File> {
 
 /// Only an unprivileged process's limits can be raised in a user namespace, so ours are the
 /// highest that a container can be given. The soft limits that matter to ourselves stay.
-pub fn raise_limits() {
+pub fn raise_limits(is_own_kernel: bool) {
     let infinity = nix::libc::RLIM_INFINITY;
-    for resource in [
+    // Only in a machine of its own may a container outrank other processes.
+    let ranks = [Resource::RLIMIT_RTPRIO, Resource::RLIMIT_NICE];
+    let ranks = ranks.into_iter().filter(|_| is_own_kernel);
+    let resources = [
         Resource::RLIMIT_AS,
         Resource::RLIMIT_CORE,
         Resource::RLIMIT_CPU,
@@ -287,12 +290,12 @@ pub fn raise_limits() {
         Resource::RLIMIT_RTTIME,
         Resource::RLIMIT_SIGPENDING,
         Resource::RLIMIT_STACK,
-    ] {
+    ];
+    for resource in resources.into_iter().chain(ranks) {
         if let Ok((soft, _)) = getrlimit(resource) {
             let _ = setrlimit(resource, soft, infinity);
         }
     }
-    // Not RTPRIO and NICE: a container must not be able to outrank the host's processes.
     let most_files = fs::read_to_string("/proc/sys/fs/nr_open")
         .ok()
         .and_then(|text| text.trim().parse().ok())

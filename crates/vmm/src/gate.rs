@@ -101,8 +101,8 @@ impl Drop for Leave<'_> {
 }
 
 /// Starts a confined thread that does `work` whenever `gate` lets it pass, until one of these ends the
-/// machine, which `ending` is told: `work` by what it returns, a panic, or that the thread cannot be
-/// confined. A panic is reported with `name`, which in lower case is also the thread's name on the host.
+/// machine, which `ending` is told: `work` by what it returns, or that the thread cannot be confined. `name`
+/// is in lower case the thread's name on the host.
 ///
 /// # Errors
 /// The host gives no more threads.
@@ -114,7 +114,6 @@ pub fn spawn(
     mut work: impl FnMut() -> Option<Ended> + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(name.to_lowercase()).stack_size(STACK).spawn(move || {
-        let _panic = ending.on_panic(name);
         let _leave = Leave(&gate);
         if let Err(error) = seccomp::filter(kind) {
             let message = format!("a thread cannot be confined: {error}");

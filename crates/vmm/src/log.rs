@@ -1,5 +1,5 @@
-//! What the monitor has to say besides its answers: lines on its standard error, which the agent
-//! reads. Nothing that a guest chose gets into them.
+//! What the monitor has to say besides its answers: lines on its standard error. In the jail that leads
+//! nowhere (a guest must not be able to fill a disk); they are for tests and for who debugs it outside.
 
 use std::error::Error;
 

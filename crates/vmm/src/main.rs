@@ -23,8 +23,8 @@ fn main() -> ExitCode {
 
 fn run() -> io::Result<()> {
     let (listener, ended_file, kvm) = (inherited(CONTROL_FD)?, inherited(ENDED_FD)?, inherited(KVM_FD)?);
-    // The usual hook would look for symbols in files, which the filter forbids.
-    std::panic::set_hook(Box::new(|panic| log::line(&format!("a bug: {panic}"))));
+    let ended_file = File::from(ended_file);
+    vmm::ending::end_on_panic(ended_file.try_clone()?);
     keep_to_one_arena()?;
     vmm::vcpu::prepare_process()?;
     seccomp::filter(ThreadKind::Main).map_err(io::Error::other)?;
@@ -33,9 +33,8 @@ fn run() -> io::Result<()> {
         .run()
         .unwrap_or_else(|error| Ended::Failed { message: format!("the monitor failed: {error}") });
     // First the file: who hears of the end over the socket may look into it.
-    let written = serde_json::to_vec(&ended)
-        .map_err(io::Error::from)
-        .and_then(|bytes| File::from(ended_file).write_all(&bytes));
+    let written =
+        serde_json::to_vec(&ended).map_err(io::Error::from).and_then(|bytes| (&ended_file).write_all(&bytes));
     monitor.tell(&ended);
     // The threads go with the process: there is nothing for them to clean up.
     written

@@ -1,6 +1,6 @@
 //! The agent's end of the monitor protocol ([`model::microvm`]).
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -57,10 +57,15 @@ pub fn describe_end(ended: &Ended) -> String {
     }
 }
 
+/// No longer end is read, in bytes: a guest that got into its monitor may have written it.
+const MAX_ENDED: u64 = 16 << 10;
+
 /// How the machine in `dir` ended, if it has.
 #[must_use]
 pub fn ended(dir: &Path) -> Option<Ended> {
-    serde_json::from_slice(&std::fs::read(dir.join(ENDED)).ok()?).ok()
+    let mut bytes = Vec::new();
+    std::fs::File::open(dir.join(ENDED)).ok()?.take(MAX_ENDED).read_to_end(&mut bytes).ok()?;
+    serde_json::from_slice(&bytes).ok()
 }
 
 /// Open files to go along with a request.

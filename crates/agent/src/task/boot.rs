@@ -140,8 +140,8 @@ impl TaskDriver {
         tracing::debug!(task = %self.entry.assignment.task, "the task {reached}");
     }
 
-    /// Has the monitor run a copy of the machine that a snapshot is of. Nothing in it runs until its
-    /// supervisor has heard the task's identity.
+    /// Has the monitor run a copy of the machine that a snapshot is of. No process of the task runs in it
+    /// until its supervisor has heard the task's identity.
     async fn restore_machine(
         &mut self,
         mut monitor: Monitor,
@@ -165,14 +165,16 @@ impl TaskDriver {
             task: Some(&saved.description.task),
             loading,
         };
+        // What goes on in it is a tenant's: even the kernel may be, in a privileged task.
+        self.enter_cgroup(&slot).await.map_err(|error| not_restored(&error))?;
         let starting = microvm::start(&slot.dir, &mut monitor, origin, devices);
         let connection = self.unless_stopped(starting).await?.map_err(|error| not_restored(&error))?;
-        self.enter_cgroup(&slot).await.map_err(|error| not_restored(&error))?;
         Ok((connection, ToSupervisor::Adopt { identity }))
     }
 
-    /// Holds the machine's monitor to the task's limits. Not before nothing but the task's work is left
-    /// to do: a fraction of a processor is for that, and nothing of the task has run in the machine yet.
+    /// Holds the machine's monitor to the task's limits. In a copy of a template not before nothing but the
+    /// task's work is left to do: a fraction of a processor is for that, and nothing of the task has run
+    /// in it yet.
     async fn enter_cgroup(&self, slot: &SlotRecord) -> Result<(), CgroupError> {
         let cgroup = self.host.cgroups.open_task(&self.entry.assignment.task);
         let pid = slot.process.pid;

@@ -88,7 +88,7 @@ impl Report {
     /// Notes why the task stops; the first cause stands.
     pub(super) fn stop(&mut self, cause: &StopCause) {
         self.change(|o| {
-            o.stop.get_or_insert_with(|| cause.clone());
+            o.stop.get_or_insert_with(|| bounded_cause(cause));
         });
     }
 
@@ -127,9 +127,7 @@ impl Report {
                 c.finished_at = possible(seen.finished_at);
             }
             if o.stop.is_none() {
-                let bounded =
-                    |cause: &StopCause| StopCause { code: cause.code, reason: bounded(&cause.reason) };
-                o.stop = state.stop.as_ref().map(bounded);
+                o.stop = state.stop.as_ref().map(bounded_cause);
             }
         });
         match state.phase {
@@ -179,6 +177,10 @@ impl Report {
 /// to have (`StopTask`: 1024 characters; longer ones are of no use to anybody).
 fn bounded(text: &str) -> String {
     text.chars().take(1024).collect()
+}
+
+fn bounded_cause(cause: &StopCause) -> StopCause {
+    StopCause { code: cause.code, reason: bounded(&cause.reason) }
 }
 
 #[cfg(test)]

@@ -45,7 +45,7 @@ pub fn boot() -> Result<Sandbox> {
     load_modules(Path::new(MODULES))?;
     enter_new_root()?;
     mount_kernel_file_systems()?;
-    sandbox::raise_limits();
+    sandbox::raise_limits(true);
     keep_network_namespace()?;
     network::prepare()?;
     cgroups::delegate(Path::new(UNIFIED_ROOT)).context("delegate the control groups' controllers")?;

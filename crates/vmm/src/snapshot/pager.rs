@@ -60,7 +60,6 @@ impl Pager {
         let thread = std::thread::Builder::new().name("pager".into()).spawn({
             let stop = stop.clone();
             move || {
-                let _panic = ending.on_panic("pager");
                 let result = seccomp::filter(ThreadKind::Pager)
                     .map_err(io::Error::other)
                     .and_then(|()| served.serve(&stop));
@@ -81,7 +80,6 @@ impl Drop for Pager {
         // Fails only if it is readable already.
         let _ = self.stop.write(1);
         if let Some(thread) = self.thread.take() {
-            // A panic was told of already.
             let _ = thread.join();
         }
     }

@@ -41,6 +41,8 @@ pub fn definition(
             ("awslogs-region", &server.region),
             ("awslogs-stream-prefix", LOG_PREFIX),
             ("awslogs-create-group", "true"),
+            // Whoever looks on wants all of it.
+            ("mode", "blocking"),
         ]
         .map(|(key, value)| (key.to_owned(), value.to_owned())),
     );
