@@ -4,6 +4,7 @@
 //! others are the kernel's, and may be set where that is the task's own.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 
 use anyhow::{Context, Result, bail};
 use model::spec::ContainerSpec;
@@ -73,7 +74,7 @@ pub fn set_of_task(definition: &ContainerSpec) -> Result<()> {
 
 fn is_denied(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<std::io::Error>();
-    error.is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+    error.is_some_and(|error| error.kind() == ErrorKind::PermissionDenied)
 }
 
 /// Does something with the rights of another user.
@@ -85,7 +86,12 @@ fn as_user(uid: u32, work: impl FnOnce() -> Result<()>) -> Result<()> {
 }
 
 fn set((name, value): &(String, String)) -> Result<()> {
-    fs::write(path(name)?, value).with_context(|| format!("sysctl {name}={value}"))
+    let written = fs::write(path(name)?, value);
+    if written.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+        // An older kernel may have it for the host's network only, as Linux 6.1 has net.core.*.
+        bail!("sysctl {name}: this host's kernel has no such parameter for a task");
+    }
+    written.with_context(|| format!("sysctl {name}={value}"))
 }
 
 /// The file of a parameter. As in sysctl(8), a name whose first separator is a slash is a path, so

@@ -199,15 +199,16 @@ fn a_readonly_root_still_has_writable_volumes_and_tmpfs() {
 #[test]
 fn limits_shared_memory_and_kernel_parameters() {
     let (text, _) = TestSandbox::output_of(
-        "ulimit -n; ulimit -Hn; df -m /dev/shm | tail -1 | awk '{print $2}'; cat /proc/sys/net/core/somaxconn; cat /proc/sys/kernel/shmmni; cat /proc/sys/net/ipv4/ip_unprivileged_port_start",
+        "ulimit -n; ulimit -Hn; df -m /dev/shm | tail -1 | awk '{print $2}'; cat /proc/sys/net/ipv4/tcp_fin_timeout; cat /proc/sys/kernel/shmmni /proc/sys/fs/mqueue/msg_max; cat /proc/sys/net/ipv4/ip_unprivileged_port_start",
         |app| {
             app.spec.ulimits = vec![Ulimit { name: "nofile".into(), soft: 1234, hard: 2345 }];
             app.spec.linux.shared_memory_mib = Some(7);
-            app.spec.sysctls =
-                vec![("net.core.somaxconn".into(), "777".into()), ("kernel.shmmni".into(), "99".into())];
+            let parameters =
+                [("net.ipv4.tcp_fin_timeout", "777"), ("kernel.shmmni", "99"), ("fs.mqueue.msg_max", "17")];
+            app.spec.sysctls = parameters.map(|(name, value)| (name.into(), value.into())).into();
         },
     );
-    assert_eq!(text, "1234\n2345\n7\n777\n99\n0");
+    assert_eq!(text, "1234\n2345\n7\n777\n99\n17\n0");
 }
 
 #[test]
