@@ -107,6 +107,22 @@ def test_a_monitor_that_is_killed_takes_nobody_along(tasks):
     assert tasks.ended(neighbour).exit_code == 7
 
 
+def test_an_interface_that_is_removed_is_an_end(tasks):
+    neighbour, arn = (tasks.run(tasks.register(tasks.container(idle("echo up"))))["taskArn"] for _ in range(2))
+    for each in (neighbour, arn):
+        tasks.wait_for_line(each, "up")
+    address = tasks.address(tasks.describe(arn))
+    routers = f"/run/netns/coracle-{instance_of(tasks.server.state_dir)}-*"
+    host.sh(
+        f"for router in {routers}; do in=\"nsenter --net=$router\"\n"
+        f"link=$($in ip -o route show {address} | sed -n 's/.* dev \\([^ ]*\\).*/\\1/p'); [ -n \"$link\" ] && $in ip link delete $link && exit; done; false")
+    ended = tasks.ended(arn)
+    assert ended.task["stoppedReason"].endswith("the task's microVM ended: its network interface is gone from the host"), ended.task
+    assert tasks.describe(neighbour)["lastStatus"] == "RUNNING"
+    tasks.stop(neighbour)
+    assert tasks.ended(neighbour).exit_code == 7
+
+
 def test_any_kernel_parameter(tasks):
     control = {"namespace": "vm.max_map_count", "value": "262144"}
     ended = tasks.run_to_end(tasks.container("cat /proc/sys/vm/max_map_count", systemControls=[control]))

@@ -11,6 +11,7 @@ pub mod image;
 pub mod instance;
 pub mod ledger;
 pub mod loop_device;
+mod memory_sum;
 pub mod net;
 pub mod sandbox;
 pub mod scratch;

@@ -20,6 +20,7 @@ use model::snapshot::{SnapshotReport, SnapshotStatus};
 use model::{SnapshotId, TaskId, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::memory_sum;
 use crate::sandbox::microvm::Size;
 use crate::sandbox::template::Programs;
 use crate::scratch::copy_sparse;
@@ -64,6 +65,8 @@ pub struct Description {
     /// Bytes in all: a file of another length is not this snapshot's.
     pub memory_length: u64,
     pub scratch_length: u64,
+    /// [`memory_sum::of`] the memory.
+    pub memory_sum: u32,
     /// Bytes on the disk.
     pub memory_bytes: u64,
     pub disk_bytes: u64,
@@ -118,6 +121,8 @@ pub struct Snapshots {
     dir: PathBuf,
     /// Those that are being made.
     making: Mutex<BTreeSet<SnapshotId>>,
+    /// Those whose memory this agent has seen to be whole.
+    verified: Mutex<BTreeSet<SnapshotId>>,
 }
 
 impl Snapshots {
@@ -128,7 +133,7 @@ impl Snapshots {
     /// The directory cannot be used.
     pub fn open(dir: PathBuf) -> Result<Arc<Self>, SnapshotError> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(at("create", &dir))?;
-        let snapshots = Self { dir, making: Mutex::default() };
+        let snapshots = Self { dir, making: Mutex::default(), verified: Mutex::default() };
         for (path, id) in snapshots.entries()? {
             if id.is_none() {
                 fs::remove_dir_all(&path).map_err(at("remove", &path))?;
@@ -156,6 +161,7 @@ impl Snapshots {
         for (path, id) in self.entries()? {
             let Some(id) = id.filter(|id| !wanted.contains(id)) else { continue };
             tracing::info!(snapshot = %id, "removing a snapshot");
+            self.verified.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
             // Out of sight first: what a crash leaves of it is removed at the next start.
             let leaving = path.with_extension("gone");
             fs::rename(&path, &leaving).map_err(at("rename", &path))?;
@@ -182,6 +188,10 @@ impl Snapshots {
     #[must_use]
     pub fn is_being_made(&self, id: &SnapshotId) -> bool {
         self.making.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
+    }
+
+    fn is_verified(&self, id: &SnapshotId) -> bool {
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
     }
 
     /// Begins to make a snapshot of a machine of that size and a disk; `None` when that has begun
@@ -213,7 +223,7 @@ impl Snapshots {
         Ok(Some(draft))
     }
 
-    /// Opens a snapshot to begin a task from it.
+    /// Opens a snapshot to begin a task from it. Its memory is read for that once in an agent's life.
     ///
     /// # Errors
     /// It is not there, or not whole.
@@ -232,6 +242,14 @@ impl Snapshots {
         let state = open("state", None)?;
         let memory = open("memory", Some(description.memory_length))?;
         open("scratch", Some(description.scratch_length))?;
+        if !self.is_verified(id) {
+            let sum = memory_sum::of(&memory).map_err(at("read", &dir.join("memory")))?;
+            if sum != description.memory_sum {
+                let damaged = "is damaged: the checksum of its memory does not hold";
+                return Err(SnapshotError::DoesNotFit(damaged.to_owned()));
+            }
+            self.verified.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
+        }
         Ok(Saved { description, dir, state, memory })
     }
 }
@@ -324,6 +342,9 @@ impl Draft {
                 (*length, *bytes) = (metadata.len(), metadata.blocks() * 512);
             }
         }
+        let memory = self.dir.join("memory");
+        let sum = File::open(&memory).and_then(|file| memory_sum::of(&file));
+        description.memory_sum = sum.map_err(at("read", &memory))?;
         let path = self.dir.join(DESCRIPTION);
         let json = serde_json::to_vec_pretty(&description)
             .map_err(|source| SnapshotError::Damaged { path: path.clone(), source })?;
@@ -334,6 +355,7 @@ impl Draft {
         let name = self.snapshots.dir.join(self.id.as_str());
         fs::rename(&self.dir, &name).map_err(at("rename", &self.dir))?;
         self.is_finished = true;
+        self.snapshots.verified.lock().unwrap_or_else(PoisonError::into_inner).insert(self.id.clone());
         let dir = &self.snapshots.dir;
         File::open(dir).and_then(|file| file.sync_all()).map_err(at("write", dir))?;
         Ok(description)
@@ -394,6 +416,7 @@ mod tests {
             ephemeral_storage_gib: 20,
             memory_length: 0,
             scratch_length: 0,
+            memory_sum: 0,
             memory_bytes: 0,
             disk_bytes: 0,
             made_at: Timestamp(5),
@@ -459,6 +482,17 @@ mod tests {
         snapshots.keep_only(&BTreeSet::new()).unwrap();
         assert_eq!(fs::metadata(&disk).unwrap().len(), 64 << 20);
         assert_eq!(layers.iter().map(|l| fs::read(l).unwrap()).collect::<Vec<_>>(), [b"layer", b"layer"]);
+    }
+
+    #[test]
+    fn damaged_memory_of_the_right_length_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("snapshots");
+        make(&Snapshots::open(path.clone()).unwrap(), &id(1), dir.path());
+        let opened = || Snapshots::open(path.clone()).unwrap().open_saved(&id(1)).map(drop);
+        opened().unwrap();
+        fs::write(path.join(id(1).as_str()).join("memory"), "memorY").unwrap();
+        assert!(opened().unwrap_err().to_string().contains("checksum"));
     }
 
     #[test]

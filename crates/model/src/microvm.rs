@@ -194,6 +194,8 @@ pub enum Ended {
     Reset,
     /// The agent asked for it.
     Stopped,
+    /// The host's end of a device is gone for good: which.
+    DeviceGone { device: String },
     /// The monitor cannot go on.
     Failed { message: String },
 }

@@ -77,9 +77,10 @@ impl DeviceThread {
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let mut served = Served::new(devices, wake.clone())?;
         let thread = gate::spawn("device", ThreadKind::Device, gate.clone(), ending, move || {
-            let error = served.serve().err()?;
-            let message = format!("a device thread cannot wait for events: {error}");
-            Some(Ended::Failed { message })
+            served.serve().unwrap_or_else(|error| {
+                let message = format!("a device thread cannot wait for events: {error}");
+                Some(Ended::Failed { message })
+            })
         })?;
         Ok(Self { gate, wake, thread: Some(thread) })
     }
@@ -153,29 +154,31 @@ impl Served {
         Ok(Self { epoll, wake, devices: served })
     }
 
-    /// Waits for events once and handles them.
-    fn serve(&mut self) -> io::Result<()> {
+    /// Waits for events once and handles them; says how the machine has ended, if one was that.
+    fn serve(&mut self) -> io::Result<Option<Ended>> {
         let mut events = [epoll::Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; BATCH];
         let count = match epoll::wait(&self.epoll, &mut events[..], None) {
             Ok(count) => count,
-            Err(rustix::io::Errno::INTR) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
         for event in &events[..count] {
-            self.handle(Event::unpack(event.data))?;
+            if let Some(ended) = self.handle(Event::unpack(event.data))? {
+                return Ok(Some(ended));
+            }
         }
-        Ok(())
+        Ok(None)
     }
 
-    fn handle(&mut self, event: Event) -> io::Result<()> {
+    fn handle(&mut self, event: Event) -> io::Result<Option<Ended>> {
         let index = match event {
             Event::Gate => {
                 let _ = self.wake.read();
-                return Ok(());
+                return Ok(None);
             }
             Event::Changed { device } | Event::Queue { device, .. } | Event::Source { device, .. } => device,
         };
-        let Some(served) = self.devices.get_mut(index) else { return Ok(()) };
+        let Some(served) = self.devices.get_mut(index) else { return Ok(None) };
         let mut transport = served.device.lock();
         match event {
             // Level-triggered: emptied before the work, so that what comes during it is seen.
@@ -200,13 +203,13 @@ impl Served {
             for queue in 0..transport.notifications().len() {
                 transport.notified(queue);
             }
-            return Ok(());
+        } else {
+            match event {
+                Event::Queue { queue, .. } => transport.notified(queue),
+                Event::Source { token, .. } => transport.ready(token),
+                Event::Gate | Event::Changed { .. } => {}
+            }
         }
-        match event {
-            Event::Queue { queue, .. } => transport.notified(queue),
-            Event::Source { token, .. } => transport.ready(token),
-            Event::Gate | Event::Changed { .. } => {}
-        }
-        Ok(())
+        Ok(transport.device().gone().map(|device| Ended::DeviceGone { device: device.to_owned() }))
     }
 }

@@ -53,6 +53,7 @@ pub fn describe_end(ended: &Ended) -> String {
         Ended::PoweredOff => "its kernel shut down".to_owned(),
         Ended::Reset => "its kernel crashed".to_owned(),
         Ended::Stopped => "it was stopped".to_owned(),
+        Ended::DeviceGone { device } => format!("its {device} is gone from the host"),
         Ended::Failed { message } => format!("its monitor failed: {message}"),
     }
 }

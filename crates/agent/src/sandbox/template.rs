@@ -2,12 +2,12 @@
 //! task, so that no task waits for a kernel to boot.
 //!
 //! There is one per guest kernel, supervisor, monitor and [`Size`], made when the first task of its
-//! kind needs it: `DIR/<key>/{state,memory}`. A template that cannot be restored (another
-//! processor, a damaged file) is thrown away and made anew, once.
+//! kind needs it: `DIR/<key>/{state,memory,memory.sum}`. A template that is damaged is made anew; one
+//! that cannot be restored all the same (another processor) is thrown away, for the next task to make anew.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,6 +19,7 @@ use super::connection::Connection;
 use super::microvm::{Backing, MicrovmError, Size, await_supervisor, pause_and_save};
 use super::monitor::{Files, Monitor};
 use super::process::{self, ProcessId};
+use crate::memory_sum;
 
 /// No console, no probing of what is not there; a reset (`reboot=k`: by the keyboard controller) at
 /// once when the kernel panics, which is how the monitor hears of it.
@@ -102,7 +103,23 @@ impl Template {
         let (state, memory) = (File::open(dir.join("state"))?, File::open(dir.join("memory"))?);
         Ok(Self { dir, state, memory, loading })
     }
+
+    /// One that an earlier agent has made. Blocks for reading all of it.
+    fn open_whole(dir: PathBuf, loading: Loading) -> io::Result<Self> {
+        let found = Self::open(dir, loading)?;
+        let expected = std::fs::read_to_string(found.dir.join(SUM))?;
+        if format!("{:08x}", memory_sum::of(&found.memory)?) != expected {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the checksum of its memory does not hold",
+            ));
+        }
+        Ok(found)
+    }
 }
+
+/// The file with the checksum of a template's memory.
+const SUM: &str = "memory.sum";
 
 type Place = Arc<tokio::sync::Mutex<Option<Arc<Template>>>>;
 
@@ -168,11 +185,17 @@ impl Templates {
         }
         let dir =
             self.dir.join(format!("{}-{}-{}", hex::encode(&self.digest[..8]), size.vcpus, size.memory_mib));
-        let found = match Template::open(dir.clone(), self.files.loading) {
+        let (there, loading) = (dir.clone(), self.files.loading);
+        let found = tokio::task::spawn_blocking(move || Template::open_whole(there, loading)).await;
+        let found = match found.unwrap_or_else(|_| Err(io::ErrorKind::Other.into())) {
             Ok(found) => found,
-            Err(_) => {
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    tracing::warn!(dir = %dir.display(), error = &error as &dyn std::error::Error, "a template is made anew");
+                }
+                remove(&dir)?;
                 self.make(size, &dir).await?;
-                Template::open(dir.clone(), self.files.loading).map_err(MicrovmError::io("open", &dir))?
+                Template::open(dir.clone(), loading).map_err(MicrovmError::io("open", &dir))?
             }
         };
         Ok(template.insert(Arc::new(found)).clone())
@@ -197,12 +220,7 @@ impl Templates {
     async fn make(&self, size: Size, dir: &Path) -> Result<(), MicrovmError> {
         tracing::info!(vcpus = size.vcpus, memory_mib = size.memory_mib, "making a microVM template");
         let new = dir.with_extension("new");
-        match std::fs::remove_dir_all(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(MicrovmError::io("remove", &new)(error));
-            }
-            _ => {}
-        }
+        remove(&new)?;
         std::fs::create_dir_all(&new).map_err(MicrovmError::io("create", &new))?;
         let process = process::start_monitor(&self.files.jailer, &self.files.monitor, &new, self.uid).await?;
         let made = self.boot_and_save(size, &new, process).await;
@@ -232,7 +250,24 @@ impl Templates {
         for (file, name) in [(&state, "state"), (&memory, "memory")] {
             file.sync_all().map_err(MicrovmError::io("write", &dir.join(name)))?;
         }
-        Ok(())
+        let path = dir.join(SUM);
+        tokio::task::spawn_blocking(move || {
+            let sum = memory_sum::of(&memory)?;
+            let mut file = File::create_new(&path)?;
+            file.write_all(format!("{sum:08x}").as_bytes())?;
+            file.sync_all()
+        })
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))
+        .map_err(MicrovmError::io("write", &dir.join(SUM)))
+    }
+}
+
+/// Removes a directory, if it is there.
+fn remove(dir: &Path) -> Result<(), MicrovmError> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(MicrovmError::io("remove", dir)(error)),
+        _ => Ok(()),
     }
 }
 

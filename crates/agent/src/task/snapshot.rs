@@ -120,6 +120,7 @@ impl TaskDriver {
             ephemeral_storage_gib: spec.ephemeral_storage_gib,
             memory_length: 0,
             scratch_length: 0,
+            memory_sum: 0,
             memory_bytes: 0,
             disk_bytes: 0,
             made_at: self.now(),

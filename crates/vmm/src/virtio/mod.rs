@@ -201,6 +201,11 @@ pub trait VirtioDevice: Send {
         Ok(())
     }
 
+    /// What the host's end was, in words for a user, once it is gone for good: the machine ends then.
+    fn gone(&self) -> Option<&'static str> {
+        None
+    }
+
     /// The driver has reset the device: forget everything it said.
     fn reset(&mut self);
 

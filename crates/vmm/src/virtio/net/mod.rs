@@ -66,6 +66,8 @@ pub struct Net {
     events: Events,
     /// The driver is to be told that the configuration is another one, once it is there.
     changed: bool,
+    /// There was a tap, and it was removed.
+    is_gone: bool,
 }
 
 impl Net {
@@ -99,6 +101,7 @@ impl Net {
             receive_limit: RateLimiter::new(receive_limit)?,
             events,
             changed: false,
+            is_gone: false,
         })
     }
 
@@ -136,6 +139,7 @@ impl Net {
             Progress::Lost => {
                 // As if the cable had been pulled.
                 self.tap = None;
+                self.is_gone = true;
                 vrings.interrupt.configuration_changed();
             }
         }
@@ -184,6 +188,10 @@ impl VirtioDevice for Net {
         config[8..10].copy_from_slice(&1_u16.to_le_bytes());
         config[10..].copy_from_slice(&self.mtu.unwrap_or(0).to_le_bytes());
         read_space(&config, offset, data);
+    }
+
+    fn gone(&self) -> Option<&'static str> {
+        self.is_gone.then_some("network interface")
     }
 
     fn sources(&self) -> Vec<Source> {

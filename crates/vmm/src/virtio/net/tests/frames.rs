@@ -299,6 +299,7 @@ fn the_tap_goes() {
             status == [0; 2]
         });
         assert_ne!(guest.bench.driver.vrings.interrupt.status() & 2, 0);
+        assert_eq!(guest.bench.device.gone(), Some("network interface"));
         guest.bench.settle();
         guest.send([0; HEADER], &frame(EXPERIMENTAL, 100, 0));
         guest.bench.device.reset();
