@@ -1,6 +1,8 @@
 # Coracle's commands for people and CI. `make help` lists them.
 
 SHELL := /bin/bash
+# Where `make setup` puts Rust on a machine that has none.
+export PATH := $(PATH):$(HOME)/.cargo/bin
 TARGET ?= x86_64-unknown-linux-gnu
 # Where cargo builds.
 OUT := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
