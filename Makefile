@@ -94,11 +94,11 @@ test: setup lint build ## everything that CI runs
 test-row-1:
 	@$(MAKE) --no-print-directory -j 1 unit
 	@$(MAKE) --no-print-directory -j 1 e2e
+	@$(MAKE) --no-print-directory -j 1 test-v2
 	@$(MAKE) --no-print-directory -j 1 e2e-microvm-killed
 
 test-row-2:
 	@$(MAKE) --no-print-directory -j 1 e2e-microvm
-	@$(MAKE) --no-print-directory -j 1 test-v2
 	@$(MAKE) --no-print-directory -j 1 test-monitor
 
 demo: setup release ## a web application on Coracle, from nothing (KEEP=1 leaves it running)
