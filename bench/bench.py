@@ -177,7 +177,10 @@ def pulls(coracle, docker, work, registry, data, rounds):
     pulled is removed before the end, or the next one would get its memory and its inodes."""
     tools = {
         "coracle (verified, unpacked, as a task)": lambda image, _: pull(coracle, image),
-        "skopeo copy to an OCI layout (not unpacked)": lambda image, round: peers.skopeo_copy(work / f"{data}-{round}", image),
+        "skopeo copy to a store (unpacked)": lambda image, round: peers.skopeo_copy(
+            image, peers.engines_store(work, f"{data}-{round}")),
+        "skopeo copy to an OCI layout (not unpacked)": lambda image, round: peers.skopeo_copy(
+            image, f"oci:{work}/{data}-{round}:latest"),
         "docker pull (unpacked)": lambda image, _: docker and docker.pull(image),
     }
     samples = {name: [] for name in tools}
@@ -208,6 +211,7 @@ def main():
     try:
         measure(arguments, work)
     finally:
+        peers.leave_engines_store(work)
         shutil.rmtree(work, ignore_errors=True)
 
 

@@ -85,12 +85,25 @@ def foreign_registry(work):
         yield f"localhost:{port}"
 
 
-def skopeo_copy(target, source):
+def skopeo_copy(source, target):
+    """Into an OCI layout, which takes the blobs as they are, or into a container engine's store, which unpacks them."""
     if not shutil.which("skopeo"):
         return None
     before = time.monotonic()
-    quiet("skopeo", "copy", "-q", "--src-tls-verify=false", f"docker://{source}", f"oci:{target}:latest")
+    quiet("skopeo", "copy", "-q", "--src-tls-verify=false", f"docker://{source}", target)
     return time.monotonic() - before
+
+
+def engines_store(directory, name):
+    """podman's and CRI-O's kind, below a directory of our own."""
+    return f"containers-storage:[overlay@{directory}/store+{directory}/run]localhost/{name}:latest"
+
+
+def leave_engines_store(directory):
+    """Takes away the mount that such a store makes of itself."""
+    overlay = directory / "store/overlay"
+    if os.path.ismount(overlay):
+        quiet("umount", str(overlay))
 
 
 def runc_starts(work, layout, rounds):
