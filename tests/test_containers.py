@@ -162,6 +162,13 @@ def test_ulimits_and_sysctls(tasks):
     assert given == most if tasks.server.isolation == "microvm" else 2345 < given <= most, ended.lines
 
 
+def test_a_parameter_that_older_kernels_have_for_the_host_only(tasks):
+    backlog = {"namespace": "net.core.somaxconn", "value": "777"}
+    ended = tasks.run_to_end(tasks.container("cat /proc/sys/net/core/somaxconn", systemControls=[backlog]))
+    reason = ended.container.get("reason", "")
+    assert ended.lines == ["777"] or "sysctl net.core.somaxconn: this host's kernel has no such parameter" in reason, ended.task
+
+
 def test_limits_that_need_a_kernel_of_ones_own(tasks):
     locked = {"name": "memlock", "softLimit": -1, "hardLimit": -1}
     rank = {"name": "rtprio", "softLimit": 50, "hardLimit": 50}
